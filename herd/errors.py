@@ -1,0 +1,159 @@
+"""Everything that can go wrong, as one tree: each with an HTTP status, a code for scripts, and a hint for the operator.
+
+HerdError
+├── BadRequest            400  the client's body cannot be understood
+├── TooLarge              413  the client's body is larger than the router takes
+├── NotFound              404
+│   └── ModelNotFound     404  no node, online or not, has the model
+├── Unavailable           503  it exists, but not now
+│   ├── NoNodeAvailable   503  every node that could serve is away, broken or full
+│   ├── QueueFull         503  too many requests wait already
+│   └── QueueTimeout      503  waited for a slot as long as it may
+├── UpstreamError         502  a node failed us
+│   ├── NodeUnreachable   502  refused, reset, or gone
+│   ├── NodeTimeout       504  accepted the request and did not answer in time
+│   └── NodeAnswered      …    an HTTP error of the node, kept as it was
+├── SettingsError              a setting has no sense
+└── StartupError               the program cannot start: port taken, directory unusable, another router, foreign file
+"""
+
+from http import HTTPStatus
+from typing import Literal
+
+
+class HerdError(Exception):
+    """The base of all errors that Herd raises on purpose."""
+
+    status: int = HTTPStatus.INTERNAL_SERVER_ERROR
+    code: str = "internal_error"
+    outcome: Literal["rejected", "expired", "failed"] = "failed"
+    """How a request that ends with this error is counted in the log."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class BadRequest(HerdError):
+    """The client's request cannot be understood."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_request"
+    outcome = "rejected"
+
+
+class TooLarge(HerdError):
+    """The client's body is larger than the router takes."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    code = "too_large"
+    outcome = "rejected"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"request body too large: the limit is {limit // 1024 // 1024} MiB")
+
+
+class NotFound(HerdError):
+    """What the client asked for does not exist."""
+
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
+    outcome = "rejected"
+
+
+class ModelNotFound(NotFound):
+    """No node, online or not, has the model."""
+
+    code = "model_not_found"
+
+
+class Unavailable(HerdError):
+    """It exists, but cannot be had now."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "unavailable"
+    outcome = "rejected"
+    retry_after_s: int = 2
+
+
+class NoNodeAvailable(Unavailable):
+    """Every node that could serve is away, broken or full."""
+
+    code = "no_node_available"
+
+
+class QueueFull(Unavailable):
+    """Too many requests wait already. The text is Ollama's own (two spaces included), because clients match on it."""
+
+    code = "queue_full"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "server busy, please try again.  maximum pending requests exceeded",
+            hint="Raise FLEET_MAX_QUEUE, add a node, or raise OLLAMA_NUM_PARALLEL on the nodes.",
+        )
+
+
+class QueueTimeout(Unavailable):
+    """A request waited for a slot as long as it may."""
+
+    code = "queue_timeout"
+    outcome = "expired"
+
+    def __init__(self, waited_s: float) -> None:
+        super().__init__(
+            f"no node had a free slot within {waited_s:g} s",
+            hint="Add a node, raise OLLAMA_NUM_PARALLEL on the nodes, or raise FLEET_QUEUE_TIMEOUT.",
+        )
+
+
+class UpstreamError(HerdError):
+    """A node failed us; `cause` is the word that the log records."""
+
+    status = HTTPStatus.BAD_GATEWAY
+    code = "upstream_error"
+    cause = "error"
+
+
+class NodeUnreachable(UpstreamError):
+    """The node refused the connection, broke it off, or spoke no HTTP. `cause`: connect, reset or protocol."""
+
+    code = "node_unreachable"
+
+    def __init__(self, message: str, *, cause: str = "connect") -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class NodeTimeout(UpstreamError):
+    """The node accepted the request and did not answer in time."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    code = "node_timeout"
+    cause = "timeout"
+
+
+class NodeAnswered(UpstreamError):
+    """The node answered with an HTTP error before the first byte of an answer; status and body are the node's."""
+
+    code = "node_answered"
+    cause = "status"
+
+    def __init__(self, status: int, body: bytes, content_type: str) -> None:
+        super().__init__(f"the node answered {status}")
+        self.status = status
+        self.body = body
+        self.content_type = content_type
+
+
+class SettingsError(HerdError):
+    """A setting has no sense; the message names it and where it came from."""
+
+    code = "bad_setting"
+
+
+class StartupError(HerdError):
+    """The program cannot start. The message says why, the hint what to do."""
+
+    code = "cannot_start"

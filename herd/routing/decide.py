@@ -1,0 +1,62 @@
+"""Live routing, shadow policies and replay ask this one function: a second one would answer otherwise one day."""
+
+from events.types import Candidate
+from herd.routing.admission import admit
+from herd.routing.chance import Chance
+from herd.routing.policy import Ask, Decision, Policy
+from projections.view import View
+
+#: Totals closer than this are equal: the difference is rounding.
+EQUAL = 1e-9
+
+
+def decide(view: View, ask: Ask, policy: Policy, chance: Chance, *, now: int) -> Decision:
+    """Choose the node that shall answer, with all that led to the choice. Pure; `now` in nanoseconds since the epoch.
+
+    Stages: admission, the policy's ranking, and a draw among the nodes that are equally good.
+    """
+    admitted, eliminated = admit(view.fleet, ask, now=now)
+    if not admitted:
+        return Decision(
+            node=None,
+            score=0.0,
+            candidates=(),
+            eliminated=tuple(eliminated),
+            runner_up=None,
+            margin=None,
+            propensity=1.0,
+        )
+    ranking = policy.rank(view, ask, admitted, chance, now=now)
+    candidates = ranking.candidates
+    equals = _equals(candidates)
+    if equals > 1:
+        candidates = _shuffled(candidates[:equals], chance) + candidates[equals:]
+    best = candidates[0]
+    second = candidates[1] if len(candidates) > 1 else None
+    return Decision(
+        node=best.node,
+        score=best.total,
+        candidates=candidates,
+        eliminated=tuple(eliminated),
+        runner_up=second.node if second is not None else None,
+        margin=best.total - second.total if second is not None else None,
+        propensity=ranking.propensity / equals,
+    )
+
+
+def _equals(candidates: tuple[Candidate, ...]) -> int:
+    """Return how many candidates share the first place."""
+    best = candidates[0].total
+    for place, candidate in enumerate(candidates):
+        if abs(candidate.total - best) > EQUAL:
+            return place
+    return len(candidates)
+
+
+def _shuffled(equals: tuple[Candidate, ...], chance: Chance) -> tuple[Candidate, ...]:
+    """Return the candidates in a drawn order that does not depend on the order they came in."""
+    drawn = sorted(equals, key=lambda candidate: candidate.node)
+    for last in range(len(drawn) - 1, 0, -1):
+        other = chance.below(last + 1)
+        drawn[last], drawn[other] = drawn[other], drawn[last]
+    return tuple(drawn)

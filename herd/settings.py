@@ -1,0 +1,234 @@
+"""Every setting in one place, with its unit, its default and its origin: flag, environment, file or default."""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+
+import msgspec
+
+from herd.errors import SettingsError
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+Seconds = float
+Origin = Literal["flag", "environment", "file", "default"]
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+ROUTER_PREFIX = "FLEET_"
+NODE_PREFIX = "FLEET_NODE_"
+ENV_FILE_VARIABLE = "FLEET_ENV_FILE"
+
+
+def about(text: str, *, ge: float | None = None, le: float | None = None) -> msgspec.Meta:
+    """Describe a setting in one sentence, for `herd settings` and the docs, and bound it where a value has no sense."""
+    return msgspec.Meta(description=text, ge=ge, le=le)
+
+
+class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The router's settings; each is `FLEET_` plus its name in capitals."""
+
+    host: Annotated[str, about("Address to listen on.")] = "0.0.0.0"
+    port: Annotated[int, about("Port to listen on.", ge=0, le=65535)] = 11435
+    data_dir: Annotated[str, about("Directory of the log database and the log files.")] = "~/.fleet-manager"
+    heartbeat_interval: Annotated[Seconds, about("Seconds between two looks for silent nodes.", ge=0)] = 5.0
+    heartbeat_timeout: Annotated[Seconds, about("Seconds of silence after which a node is degraded.", ge=0)] = 15.0
+    heartbeat_offline: Annotated[Seconds, about("Seconds of silence after which a node is offline.", ge=0)] = 30.0
+    mdns: Annotated[bool, about("Announce the router on the local network.")] = True
+    mdns_service_type: Annotated[str, about("Service type announced.")] = "_fleet-manager._tcp.local."
+    mdns_service_name: Annotated[str, about("Instance name announced.")] = "Fleet Manager Router"
+    policy: Annotated[str, about("Routing policy.")] = "classic"
+    score_model_hot: Annotated[float, about("Points when the model is in memory.")] = 50.0
+    score_model_warm: Annotated[float, about("Points when it left memory less than 30 minutes ago.")] = 30.0
+    score_model_cold: Annotated[float, about("Points when it is on disk only.")] = 10.0
+    score_memory_fit_max: Annotated[float, about("Points for ample memory.")] = 20.0
+    score_queue_depth_max_penalty: Annotated[float, about("Largest penalty for waiting work.")] = 30.0
+    score_queue_depth_penalty_per: Annotated[float, about("Penalty for each request waiting or running.")] = 6.0
+    score_wait_time_max_penalty: Annotated[float, about("Largest penalty for the expected wait.")] = 25.0
+    score_role_large_threshold_gb: Annotated[float, about("Models above this many GB are large.")] = 20.0
+    score_role_small_threshold_gb: Annotated[float, about("Models below this many GB are small.")] = 8.0
+    score_availability_trend_max: Annotated[float, about("Penalty for a machine that its owner needs.")] = 10.0
+    score_context_fit_max: Annotated[float, about("Points or penalty for the loaded context length.")] = 15.0
+    bandwidth_aware_scoring: Annotated[bool, about("Match model size to memory bandwidth.")] = True
+    queue_penalty_bandwidth_normalize: Annotated[bool, about("A faster machine bears more waiting work.")] = True
+    max_retries: Annotated[int, about("Further nodes to try before the first byte.", ge=0)] = 2
+    max_queue: Annotated[int, about("Requests that may wait in the router; more get 503.", ge=0)] = 512
+    queue_timeout: Annotated[Seconds, about("Seconds a request may wait for a free slot.", ge=0)] = 600.0
+    connect_timeout: Annotated[Seconds, about("Seconds to reach a node.", ge=0)] = 10.0
+    read_timeout: Annotated[Seconds, about("Seconds a node may be silent, before and between chunks.", ge=0)] = 600.0
+    shutdown_grace: Annotated[Seconds, about("Seconds that running requests get when the router stops.", ge=0)] = 30.0
+    durability: Annotated[
+        Literal["full", "normal"],
+        about("full: an event survives power loss once stored; normal: a crash only."),
+    ] = "full"
+    log_queue_max: Annotated[int, about("Events that may wait for the disk.", ge=1)] = 50_000
+    log_level: Annotated[Level, about("Level of the JSON log file.")] = "DEBUG"
+    console_log_level: Annotated[Level, about("Level of the console.")] = "INFO"
+
+    @property
+    def home(self) -> Path:
+        """The data directory, expanded."""
+        return Path(self.data_dir).expanduser()
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file of the log."""
+        return self.home / "latency.db"
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent's settings; each is `FLEET_NODE_` plus its name in capitals."""
+
+    node_id: Annotated[str, about("Name of this machine in the fleet; default: its host name.")] = ""
+    router_url: Annotated[str, about("Address of the router; empty: find it by mDNS.")] = ""
+    ollama_host: Annotated[str, about("Address of Ollama on this machine.")] = "http://localhost:11434"
+    engine: Annotated[
+        Literal["auto", "ollama", "embedded"],
+        about("auto: Ollama where it answers, else the built-in llama.cpp; or insist on one."),
+    ] = "auto"
+    heartbeat_interval: Annotated[Seconds, about("Seconds between two reports.", ge=0)] = 5.0
+    mdns_service_type: Annotated[str, about("Service type looked for.")] = "_fleet-manager._tcp.local."
+    drain_timeout: Annotated[Seconds, about("Seconds that running requests get when the agent stops.", ge=0)] = 30.0
+    data_dir: Annotated[str, about("Directory of the agent's log files and models.")] = "~/.fleet-manager"
+    log_level: Annotated[Level, about("Level of the JSON log file.")] = "DEBUG"
+    console_log_level: Annotated[Level, about("Level of the console.")] = "INFO"
+
+    @property
+    def home(self) -> Path:
+        """The data directory, expanded."""
+        return Path(self.data_dir).expanduser()
+
+
+class Loaded(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """Settings, and where each value came from."""
+
+    values: T
+    origins: dict[str, Origin]
+
+
+def load(
+    kind: type[T],
+    prefix: str,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    file: Mapping[str, str] | None = None,
+) -> Loaded[T]:
+    """Build settings: a flag beats the environment, which beats the env file, which beats the default.
+
+    A flag of None counts as not given. Raises `SettingsError` naming the setting, its source and what was wrong.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for field in msgspec.structs.fields(kind):
+        variable = f"{prefix}{field.name.upper()}"
+        sources: tuple[tuple[Origin, Any], ...] = (
+            ("flag", (flags or {}).get(field.name)),
+            ("environment", environment.get(variable)),
+            ("file", (file or {}).get(variable)),
+        )
+        found: tuple[Origin, Any] | None = next(
+            ((origin, value) for origin, value in sources if value is not None), None
+        )
+        if found is None:
+            origins[field.name] = "default"
+            continue
+        origin, given = found
+        origins[field.name] = origin
+        try:
+            values[field.name] = msgspec.convert(spelled(given, field.type), field.type, strict=False)
+        except msgspec.ValidationError as error:
+            flag = f"--{field.name.replace('_', '-')}"
+            source = {"flag": flag, "environment": variable}.get(origin, f"{variable} in the env file")
+            raise SettingsError(f"{source} is {given!r}: {error}", hint=choices(field.type)) from error
+    return Loaded(values=kind(**values), origins=origins)
+
+
+def words(annotation: Any) -> list[str]:
+    """Return the allowed words of a setting; none where any value of its type will do."""
+    inner = get_args(annotation)[0] if get_args(annotation) else annotation
+    return [word for word in get_args(inner) if isinstance(word, str)]
+
+
+def choices(annotation: Any) -> str:
+    """Return a hint that lists the allowed words of a setting, or nothing where any value of the type will do."""
+    allowed = words(annotation)
+    return f"Use one of: {', '.join(allowed)}." if allowed else ""
+
+
+def spelled(given: Any, annotation: Any) -> Any:
+    """Return a word as the setting spells it: people write `debug` as well as `DEBUG`."""
+    return next((word for word in words(annotation) if word.lower() == str(given).lower()), given)
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One setting as the command line and the docs show it."""
+
+    name: str
+    variable: str
+    type: str
+    default: Any
+    about: str
+    words: list[str] = []
+
+
+def catalogue(kind: type[msgspec.Struct], prefix: str) -> list[Setting]:
+    """Return every setting of a kind, in the order of its definition."""
+    return [
+        Setting(
+            name=field.name,
+            variable=f"{prefix}{field.name.upper()}",
+            type="word" if words(field.type) else get_args(field.type)[0].__name__,
+            default=field.default,
+            about=get_args(field.type)[1].description,
+            words=words(field.type),
+        )
+        for field in msgspec.structs.fields(kind)
+    ]
+
+
+def unknown(names: Iterable[str]) -> dict[str, str]:
+    """Return the FLEET_ variables among `names` that this release does not know, each with the likeliest one meant.
+
+    The likeliest is empty where nothing is near. A misspelled setting would otherwise have no effect and no notice.
+    """
+    known = [setting.variable for setting in catalogue(RouterSettings, ROUTER_PREFIX)]
+    known += [setting.variable for setting in catalogue(NodeSettings, NODE_PREFIX)]
+    strange = (name for name in names if name.startswith(ROUTER_PREFIX) and name not in (*known, ENV_FILE_VARIABLE))
+    return {name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.85)), "") for name in sorted(strange)}
+
+
+def env_file(environment: Mapping[str, str] | None = None) -> Path:
+    """Return the path of the env file: FLEET_ENV_FILE, or `env` in the default data directory."""
+    environment = os.environ if environment is None else environment
+    return Path(environment.get(ENV_FILE_VARIABLE) or "~/.fleet-manager/env").expanduser()
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Read `KEY=value` lines; `export `, comments and outer quotes are allowed. A file that is not there is empty.
+
+    Raises `SettingsError` with the line number for a line that is none of these.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"cannot read {path}: {error}", hint="Mend it, or point FLEET_ENV_FILE elsewhere."
+        ) from error
+    found: dict[str, str] = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip().removeprefix("export ").strip()
+        if not line or line.startswith("#"):
+            continue
+        key, equals, value = line.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise SettingsError(f"{path}, line {number}: expected KEY=value, found {raw!r}")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        found[key.strip()] = value
+    return found
