@@ -264,7 +264,7 @@ class RequestReceived(RequestEvent, frozen=True, kw_only=True, tag="request.rece
     dialect: Dialect
     path: str
     model: str
-    """Canonical name, see `herd.wire.names`."""
+    """Canonical name, see `projections.fleet.canonical`."""
     asked: str
     """The name as the client wrote it."""
     streaming: bool

@@ -1,0 +1,382 @@
+"""One thread owns the disk: it groups what was appended into transactions, and outlasts a disk that fails.
+
+A batch is a transaction: rows, inline projections and `log_head` together. `log_head` says what is stored, so a commit
+whose outcome is in doubt (an error after the disk had it) is looked up there before it is tried again; and it carries
+the epoch of its writer, so that a router that was replaced without noticing finds out instead of writing on.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from events.clock import Clock
+from events.recorded import Recorded
+from events.sqlite import driver
+from events.sqlite.rows import Inserter, Prepared
+from events.store import InlineProjection
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+logger = logging.getLogger(__name__)
+
+#: Events of one transaction, give or take a group that must not be divided.
+BATCH_MAX = 512
+
+#: How long the first event of a batch waits for company while nobody awaits it. Costs nothing but a wider window of
+#: loss at a power cut; saves half of the writer's processor time.
+LINGER_S = 0.005
+
+#: A checkpoint is due after this many events or transactions when there is nothing else to do, and at four times as
+#: many in any case. Each transaction writes some four pages, so this keeps the write-ahead log near 16 MB.
+CHECKPOINT_EVENTS, CHECKPOINT_COMMITS = 4096, 1024
+
+#: Pauses between attempts while the disk fails.
+RETRY_FIRST_S, RETRY_MAX_S = 0.05, 5.0
+
+#: How long closing keeps trying to store what is left while the disk fails.
+FAREWELL_S = 5.0
+
+#: Snapshots kept of each projection.
+SNAPSHOTS_KEPT = 3
+
+Entry = Recorded | list[Recorded]
+Snapshot = tuple[int, int, bytes]  # version, position, state
+
+
+class Fenced(Exception):
+    """Another writer has taken the log over; whatever this one still holds cannot be stored."""
+
+
+class Writer:
+    """The thread that writes, and what it shares with the thread that appends.
+
+    Shared are single references and a deque, each changed by one side only or atomic under the interpreter's lock. Each
+    side announces first and looks second (`sleeping` then `queue`, `queue` then `sleeping`), so one of them sees.
+    """
+
+    def __init__(
+        self,
+        connect: "Callable[[], Connection]",
+        connection: "Connection",
+        inserter: Inserter,
+        projections: Sequence[InlineProjection],
+        clock: Clock,
+        *,
+        epoch: int,
+        durable: int,
+        farewell_s: float,
+    ) -> None:
+        self.queue: deque[Entry] = deque()
+        """Appended and not yet taken."""
+        self.taken: list[Recorded] = []
+        """Being written."""
+        self.explicit: set[int] = set()
+        """Positions of queued events whose id was given by the caller."""
+        self.snapshots: dict[str, Snapshot] = {}
+        """Waiting to be kept, the newest of each name."""
+        self.durable = durable
+        """Position up to which everything is stored."""
+        self.awaited = 0
+        """Position for whose storage somebody waits: no lingering before it."""
+        self.sleeping = False
+        """True when the thread must be woken by `signal` after something was queued."""
+        self.failing_since: int | None = None
+        self.failure = ""
+        self.set_aside = ""
+        """Which view failed and is no longer written, and why."""
+        self.fenced = False
+        self._connect = connect
+        self._connection = connection
+        self._inserter = inserter
+        self._projections = list(projections)
+        self._clock = clock
+        self._epoch = epoch
+        self._snapshots_lock = threading.Lock()
+        self._signalled = False
+        self._signals: SimpleQueue[None] = SimpleQueue()
+        self._closing = threading.Event()
+        self._farewell_s = farewell_s
+        self._farewell = 0.0
+        self._events_since = 0
+        self._commits_since = 0
+        self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
+
+    def start(self, read: Callable[[int], Iterator[Recorded]], on_progress: Callable[[], None]) -> None:
+        """Let the views catch up with the stored log (blocks), then begin to write.
+
+        `on_progress` is called on the thread after each batch and each failure, and must return at once.
+        """
+        self._on_progress = on_progress
+        for projection in list(self._projections):
+            self._catch_up(projection, read)
+        self._checkpoint()  # what a crash left
+        self._thread.start()
+
+    def signal(self) -> None:
+        """Wake the thread, or cut its lingering short."""
+        if not self._signalled:
+            self._signalled = True
+            self._signals.put(None)
+
+    def stop(self) -> None:
+        """Store what is queued and end the thread. Blocks; while the disk fails, little longer than `farewell_s`."""
+        self._farewell = monotonic() + self._farewell_s
+        self._closing.set()
+        self.signal()
+        self._thread.join()
+
+    def keep_snapshot(self, name: str, version: int, position: int, state: bytes) -> None:
+        """Keep a snapshot once everything up to `position` is stored; a newer one of that name may overtake it."""
+        with self._snapshots_lock:
+            self.snapshots[name] = (version, position, state)
+        self.signal()
+
+    def pending(self) -> list[Recorded]:
+        """Return a copy of all that is not stored, in order, possibly with some that just has been."""
+        waiting = self.queue.copy()  # first: events only ever move on from here
+        found = list(self.taken)
+        last = found[-1].seq if found else 0
+        for entry in waiting:
+            found += [each for each in (entry if isinstance(entry, list) else (entry,)) if each.seq > last]
+        return found
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._work():
+                pass
+        except Fenced:
+            self.fenced = True
+            self._fail("another router has taken over this log; restart this one")
+        except Exception as error:  # the top of the thread: nobody else would hear of it
+            logger.exception("the event log's writer ended unexpectedly")
+            self._fail(f"the writer ended unexpectedly: {error!r}")
+        finally:
+            self._checkpoint()
+            self._connection.close()
+
+    def _work(self) -> bool:
+        """Do the next thing there is to do; return False when there will be none."""
+        if self.queue:
+            self._linger()
+            self._store(self._take())
+            if self._checkpoint_due(4):
+                self._checkpoint()
+        elif self._snapshot_due():
+            self._keep_snapshots()
+        elif self._checkpoint_due(1):
+            self._checkpoint()
+        elif self._closing.is_set():
+            return False
+        else:
+            self._rest()
+        return not (self._closing.is_set() and self.failing_since is not None)
+
+    def _rest(self) -> None:
+        self.sleeping = True
+        if not self._has_work():
+            self._doze(None)
+        self.sleeping = False
+
+    def _has_work(self) -> bool:
+        return bool(self.queue) or self._closing.is_set() or self._snapshot_due()
+
+    def _doze(self, seconds: float | None) -> bool:
+        """Wait for a signal; return False if there was none in time."""
+        try:
+            self._signals.get(timeout=seconds)
+        except Empty:
+            return False
+        self._signalled = False
+        return True
+
+    def _catch_up(self, projection: InlineProjection, read: Callable[[int], Iterator[Recorded]]) -> None:
+        cursor = self._connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            projection.start(cursor, self.durable, read)
+            cursor.execute("COMMIT")
+        except Exception as error:
+            if driver.is_machine_trouble(error):
+                raise
+            self._set_aside(projection, error)
+        finally:
+            if self._connection.in_transaction:
+                self._connection.rollback()
+
+    def _set_aside(self, projection: InlineProjection, error: Exception) -> None:
+        """Go on without a view that failed by its own fault.
+
+        The log is the truth and a view can be rebuilt from it, so a bug in a view must not keep events from the disk.
+        """
+        logger.exception("the view %r failed and is set aside until the next start", projection.name)
+        self.set_aside = f"the view {projection.name!r} is set aside until the next start: {error!r}"
+        self._projections.remove(projection)
+
+    def _linger(self) -> None:
+        """Let a batch gather, unless it is full or somebody awaits it."""
+        until = monotonic() + LINGER_S
+        while self.awaited <= self.durable and len(self.queue) < BATCH_MAX and not self._closing.is_set():
+            if not self._doze(max(until - monotonic(), 0)):
+                return
+
+    def _take(self) -> list[Recorded]:
+        batch = self.taken = []
+        while self.queue and len(batch) < BATCH_MAX:
+            entry = self.queue[0]  # taken before it is removed, so that `pending` never misses it
+            if isinstance(entry, list):
+                batch.extend(entry)
+            else:
+                batch.append(entry)
+            self.queue.popleft()
+        return batch
+
+    def _store(self, batch: list[Recorded]) -> None:
+        prepared = self._inserter.prepare(batch, self.explicit)
+        pause = RETRY_FIRST_S
+        while True:
+            try:
+                self._commit(prepared, in_doubt=self.failing_since is not None)
+                break
+            except (driver.Error, OSError) as error:
+                self._fail(str(error))
+            if not self._pause(pause):
+                return
+            pause = min(pause * 2, RETRY_MAX_S)
+            self._reconnect()
+        self.durable = batch[-1].seq
+        self.taken = []
+        if self.explicit:
+            self.explicit.difference_update([recorded.seq for recorded in batch])
+        self._events_since += len(batch)
+        self._commits_since += 1
+        if self.failing_since is not None:
+            self.failing_since, self.failure = None, ""
+        self._on_progress()
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait before another attempt; return False when there is no time for one."""
+        if not self._closing.wait(seconds):
+            return True
+        sleep(RETRY_FIRST_S)
+        return monotonic() < self._farewell
+
+    def _commit(self, prepared: Prepared, *, in_doubt: bool) -> None:
+        connection, batch = self._connection, prepared.batch
+        cursor = connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            if in_doubt and self._is_stored(cursor, batch[-1].seq):
+                cursor.execute("ROLLBACK")
+                self._inserter.written()
+                return
+            self._inserter.write(cursor, prepared)
+            aside = self._project(cursor, batch)
+            if aside is None:
+                cursor.execute(
+                    "UPDATE log_head SET position = ?, writer_seq = ?, updated_at = ? WHERE id = 1 AND epoch = ?",
+                    (batch[-1].seq, batch[-1].writer_seq, batch[-1].at, self._epoch),
+                )
+                if cursor.rowcount != 1:
+                    raise Fenced
+                cursor.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.rollback()
+        if aside is None:
+            self._inserter.written()
+        else:
+            self._commit(prepared, in_doubt=in_doubt)
+
+    def _is_stored(self, cursor: Any, position: int) -> bool:
+        head, epoch = cursor.execute("SELECT position, epoch FROM log_head WHERE id = 1").fetchone()
+        if epoch != self._epoch:
+            raise Fenced
+        return head >= position
+
+    def _project(self, cursor: Any, batch: Sequence[Recorded]) -> InlineProjection | None:
+        """Write the views; return the one that failed by its own fault, or None."""
+        for projection in self._projections:
+            try:
+                projection.apply(cursor, batch)
+            except Exception as error:
+                if driver.is_machine_trouble(error):
+                    raise
+                self._set_aside(projection, error)
+                return projection
+        return None
+
+    def _reconnect(self) -> None:
+        """Open the file anew: after an I/O error, or when a file system went and came, the old one may be stuck."""
+        try:
+            fresh = self._connect()
+        except (driver.Error, OSError) as error:
+            self._fail(str(error))
+            return
+        with suppress(driver.Error):
+            self._connection.close()
+        self._connection = fresh
+
+    def _fail(self, reason: str) -> None:
+        if self.failing_since is None:
+            self.failing_since = self._clock.now()
+            logger.error("the event log cannot be written: %s", reason)
+        self.failure = reason
+        self._on_progress()
+
+    def _checkpoint_due(self, times: int) -> bool:
+        return (
+            self._events_since >= CHECKPOINT_EVENTS * times or self._commits_since >= CHECKPOINT_COMMITS * times
+        ) and self.failing_since is None
+
+    def _checkpoint(self) -> None:
+        """Move the write-ahead log into the database. Only here, after the acknowledgements, and on this connection."""
+        self._events_since = self._commits_since = 0
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except driver.Error as error:
+            logger.warning("the event log could not be checkpointed, which will be tried again: %s", error)
+
+    def _snapshot_due(self) -> bool:
+        # A snapshot must not know more than the log.
+        return any(position <= self.durable for _, position, _ in list(self.snapshots.values()))
+
+    def _keep_snapshots(self) -> None:
+        for name, snapshot in list(self.snapshots.items()):
+            if snapshot[1] > self.durable:
+                continue
+            try:
+                self._store_snapshot(name, *snapshot)
+            except driver.Error as error:
+                logger.warning("the snapshot of %s could not be kept: %s", name, error)
+            with self._snapshots_lock:
+                if self.snapshots.get(name) is snapshot:
+                    del self.snapshots[name]
+
+    def _store_snapshot(self, name: str, version: int, position: int, state: bytes) -> None:
+        cursor = self._connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            cursor.execute(
+                "INSERT OR REPLACE INTO snapshots (projection, version, position, at, crc32, state)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (name, version, position, self._clock.now(), crc32(state), state),
+            )
+            cursor.execute(
+                "DELETE FROM snapshots WHERE projection = ? AND (version, position) NOT IN (SELECT version, position"
+                " FROM snapshots WHERE projection = ? ORDER BY at DESC, position DESC LIMIT ?)",
+                (name, name, SNAPSHOTS_KEPT),
+            )
+            cursor.execute("COMMIT")
+        finally:
+            if self._connection.in_transaction:
+                self._connection.rollback()
+        self._commits_since += 1

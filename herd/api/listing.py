@@ -1,0 +1,150 @@
+"""The fleet shows itself as one Ollama: its models on disk and in memory merged by name, answered from the view."""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from events.types import Model, Resident
+from projections.fleet import Fleet, Node, canonical
+
+#: What is answered while no Ollama node is known: the level of the native API that our own translation speaks.
+VERSION_SPOKEN = "0.9.0"
+
+
+def tags(fleet: Fleet) -> dict[str, Any]:
+    """Return the body of `GET /api/tags`: each model once, newest first, with the nodes that have it."""
+    holders: dict[str, list[tuple[Node, Model]]] = {}
+    for node in reachable(fleet):
+        for name, model in node.models.items():
+            holders.setdefault(name, []).append((node, model))
+    entries = [_tag(copies) for copies in holders.values()]
+    entries.sort(key=lambda entry: str(entry["modified_at"]), reverse=True)
+    return {"models": entries}
+
+
+def ps(fleet: Fleet) -> dict[str, Any]:
+    """Return the body of `GET /api/ps`: each loaded model once, the one that stays longest first."""
+    holders: dict[str, list[tuple[Node, Resident]]] = {}
+    for node in reachable(fleet):
+        for name, model in node.loaded.items():
+            holders.setdefault(name, []).append((node, model))
+    entries = [_loaded(copies) for copies in holders.values()]
+    entries.sort(key=lambda entry: str(entry["expires_at"]), reverse=True)
+    return {"models": entries}
+
+
+def openai_models(fleet: Fleet) -> dict[str, Any]:
+    """Return the body of `GET /v1/models`, sorted by id."""
+    found: dict[str, int] = {}
+    for node in reachable(fleet):
+        for model in node.models.values():
+            shown = display(model.name)
+            found[shown] = max(found.get(shown, 0), _unix(model.modified_at, node))
+    return {
+        "object": "list",
+        "data": [
+            {"id": name, "object": "model", "created": created, "owned_by": _owner(name)}
+            for name, created in sorted(found.items())
+        ],
+    }
+
+
+def version(fleet: Fleet) -> str:
+    """Return the lowest Ollama version among live nodes: what every node can do, in dotted whole numbers."""
+    spoken = [
+        node.engine.version for node in reachable(fleet) if node.engine.dialect == "ollama" and node.engine.version
+    ]
+    return min((_plain(version) for version in spoken), key=_ordered, default=VERSION_SPOKEN)
+
+
+def reachable(fleet: Fleet) -> Iterable[Node]:
+    """Yield the nodes that are not offline."""
+    return (node for node in fleet.nodes.values() if node.status != "offline")
+
+
+def display(name: str) -> str:
+    """Return a model name as Ollama lists it: its own spelling, always with a tag."""
+    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+
+
+def _tag(copies: list[tuple[Node, Model]]) -> dict[str, Any]:
+    # Copies may differ (a node that has not pulled the newest); the newest speaks for the name.
+    node, model = max(copies, key=lambda copy: copy[1].modified_at)
+    name = display(model.name)
+    entry: dict[str, Any] = {
+        "name": name,
+        "model": name,
+        "modified_at": _modified(model, node),
+        "size": model.size_bytes,
+        "digest": model.digest or _stand_in_digest(name),
+        "details": {
+            "parent_model": model.parent_model,
+            "format": model.format,
+            "family": model.family,
+            "families": list(model.families) or ([model.family] if model.family else []),
+            "parameter_size": model.parameter_size,
+            "quantization_level": model.quantization,
+            "fleet_nodes": sorted(holder.name for holder, _ in copies),
+        },
+    }
+    if model.capabilities:
+        entry["capabilities"] = list(model.capabilities)
+    return entry
+
+
+def _loaded(copies: list[tuple[Node, Resident]]) -> dict[str, Any]:
+    node, model = max(copies, key=lambda copy: copy[1].expires_at)
+    name = display(model.name)
+    on_disk = node.models.get(canonical(name), Model(name=name))
+    return {
+        "name": name,
+        "model": name,
+        "size": model.size_bytes,
+        "digest": model.digest or on_disk.digest or _stand_in_digest(name),
+        "details": {
+            "parent_model": on_disk.parent_model,
+            "format": on_disk.format,
+            "family": model.family or on_disk.family,
+            "families": list(on_disk.families) or ([on_disk.family] if on_disk.family else []),
+            "parameter_size": model.parameter_size or on_disk.parameter_size,
+            "quantization_level": model.quantization or on_disk.quantization,
+        },
+        "expires_at": model.expires_at or _modified(on_disk, node),
+        "size_vram": model.size_vram_bytes,
+        "context_length": min((copy.context_length for _, copy in copies if copy.context_length), default=0),
+        "fleet_node": node.name,
+        "fleet_nodes": sorted(holder.name for holder, _ in copies),
+    }
+
+
+def _modified(model: Model, node: Node) -> str:
+    if model.modified_at:
+        return model.modified_at
+    return datetime.fromtimestamp(node.joined_at / 1e9, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _unix(modified_at: str, node: Node) -> int:
+    try:
+        return int(datetime.fromisoformat(modified_at).timestamp())
+    except ValueError:
+        return node.joined_at // 1_000_000_000
+
+
+def _stand_in_digest(name: str) -> str:
+    # The ollama command cuts twelve characters off every digest and dies on a shorter one.
+    return hashlib.sha256(f"herd:{name}".encode()).hexdigest()
+
+
+def _owner(name: str) -> str:
+    parts = name.split("/")
+    return parts[-2] if len(parts) > 1 else "library"
+
+
+def _plain(version: str) -> str:
+    """Return the dotted numbers at the beginning of a version; Open WebUI reads each part as a whole number."""
+    return version.removeprefix("v").split("-", 1)[0].split("+", 1)[0]
+
+
+def _ordered(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))

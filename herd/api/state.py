@@ -1,0 +1,27 @@
+"""What handlers share: made once by the composition root, found through the application."""
+
+from typing import Any
+
+import msgspec
+from litestar import Litestar, Request
+
+from herd.core import Core
+from herd.dispatch.dispatcher import Dispatcher
+from herd.settings import Loaded, RouterSettings
+from projections.tables import TraceTable
+
+AnyRequest = Request[Any, Any, Any]
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of a running router that handlers may use."""
+
+    core: Core
+    dispatcher: Dispatcher
+    settings: Loaded[RouterSettings]
+    traces: TraceTable
+
+    @classmethod
+    def of(cls, app: Litestar) -> "Shared":
+        """Return what this application shares."""
+        return app.state.shared

@@ -1,0 +1,288 @@
+"""The log is all that remembers, so people must be able to look at it, follow it, take it along and trust it."""
+
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import click
+import msgspec
+
+from events.recorded import Recorded
+from events.types import Event
+from herd.cli import options
+from herd.cli.output import moment, plain, print_json
+from herd.cli.program import BAD_NEWS, OK, UNREACHABLE, Unreachable, notes
+
+if TYPE_CHECKING:
+    from events.sqlite import Reader
+    from projections.runner import Verification
+
+#: Pause of `tail` between two looks at the file, seconds.
+POLL_S = 0.5
+
+#: Fields of an object that a line for a person shows; a larger one is only counted, and whole with --json.
+FIELDS_MAX = 8
+
+#: Every event type by its tag.
+TYPES: dict[str, type[Event]] = {str(kind.__struct_config__.tag): kind for kind in get_args(Event)}
+
+FILTERS = (
+    click.option("--type", "tags", multiple=True, metavar="TYPE", help="Only this type, such as request.finished, or \
+all of a subject, such as request. May be given several times."),
+    click.option("--stream", help="Only what happened to this: node/<name>, request/<id>, router."),
+    options.data_dir,
+)  # fmt: skip
+
+
+def filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the flags that choose events."""
+    for flag in reversed(FILTERS):
+        command = flag(command)
+    return command
+
+
+@click.group()
+def events() -> None:
+    """Look into the log: list, tail, export, verify.
+
+    All of them read the database file, whether or not the router runs, and never write to it.
+    """
+
+
+@events.command(
+    "list",
+    epilog=notes(
+        "herd events list",
+        "herd events list --type route.chosen --type request.finished --limit 10",
+        "herd events list --stream node/ash --after 1000 --json",
+        codes={OK: "there is a list, if an empty one", UNREACHABLE: "the log could not be opened"},
+    ),
+)
+@filters
+@click.option("--after", type=click.IntRange(0), help="Only events after this position; begins there.")
+@click.option("--until", type=click.IntRange(0), help="Only events up to this position.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many events.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, as `export` does.")
+def list_events(
+    *,
+    tags: tuple[str, ...],
+    stream: str | None,
+    data_dir: str | None,
+    after: int | None,
+    until: int | None,
+    limit: int,
+    as_json: bool,
+) -> int:
+    """Show events in the order in which they happened: the newest, or with --after the first after a position."""
+    types = types_of(tags)
+    with opened(data_dir) as reader:
+        newest = after is None
+        found = reader.read(after or 0, until=until, types=types, stream=stream, backwards=newest)
+        shown = list(islice(found, limit))
+    for recorded in reversed(shown) if newest else shown:
+        show(recorded, as_json)
+    return OK
+
+
+@events.command(
+    epilog=notes(
+        "herd events tail",
+        "herd events tail --type request.finished --json",
+        codes={OK: "stopped with Ctrl-C", UNREACHABLE: "the log could not be opened"},
+    )
+)
+@filters
+@click.option("-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Begin with so many events.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, as `export` does.")
+def tail(tags: tuple[str, ...], stream: str | None, data_dir: str | None, lines: int, as_json: bool) -> int:
+    """Show events as they are stored, until Ctrl-C."""
+    types = types_of(tags)
+    try:
+        with opened(data_dir) as reader:
+            for recorded in followed(reader, types, stream, lines=lines, pause=lambda: time.sleep(POLL_S)):
+                show(recorded, as_json)
+    except KeyboardInterrupt:
+        pass  # the way to end it
+    return OK
+
+
+def followed(
+    reader: "Reader", types: list[type[Event]] | None, stream: str | None, *, lines: int, pause: Callable[[], object]
+) -> Iterator[Recorded]:
+    """Yield the last `lines` events that match, then those stored later, without end; `pause` waits between looks."""
+    seen = reader.head
+    yield from reversed(list(islice(reader.read(until=seen, types=types, stream=stream, backwards=True), lines)))
+    while True:
+        pause()
+        head = reader.head
+        yield from reader.read(seen, until=head, types=types, stream=stream)
+        seen = head
+
+
+@events.command(
+    epilog=notes(
+        "herd events export --output history.jsonl",
+        "herd events export --type request | gzip > requests.jsonl.gz",
+        codes={OK: "everything was written", UNREACHABLE: "the log could not be opened, or the file not be written"},
+    )
+)
+@filters
+@click.option("--after", type=click.IntRange(0), default=0, help="Only events after this position.")
+@click.option("--until", type=click.IntRange(0), help="Only events up to this position.")
+@click.option("--format", "form", type=click.Choice(["jsonl"]), default="jsonl", show_default=True, help="Form.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File instead of stdout.")
+def export(
+    *,
+    tags: tuple[str, ...],
+    stream: str | None,
+    data_dir: str | None,
+    after: int,
+    until: int | None,
+    form: str,
+    output: Path | None,
+) -> int:
+    """Write events, one JSON object a line, in the order of the log.
+
+    A file appears under its name only when it is complete. `herd replay verify --log FILE` reads it.
+    """
+    del form  # there is one
+    types = types_of(tags)
+    with opened(data_dir) as reader:
+        found = reader.read(after, until=until, types=types, stream=stream)
+        if output is None:
+            written = write(found, sys.stdout.buffer)
+        else:
+            part = output.with_name(f"{output.name}.part")
+            with part.open("wb") as file:
+                written = write(found, file)
+            part.replace(output)
+    click.echo(f"{written} events exported", err=True)
+    return OK
+
+
+def write(found: Iterable[Recorded], file: Any) -> int:
+    """Write events as JSON lines and return how many."""
+    from events import jsonl  # noqa: PLC0415 - see `opened`
+
+    written = 0
+    for written, recorded in enumerate(found, start=1):  # noqa: B007 - the last number is the result
+        file.write(jsonl.dump(recorded) + b"\n")
+    file.flush()
+    return written
+
+
+@events.command(
+    epilog=notes(
+        "herd events verify",
+        "herd events verify --data-dir /srv/herd --json",
+        codes={
+            OK: "what is kept is what the log says",
+            BAD_NEWS: "something kept differs from the log, or the log has a hole",
+            UNREACHABLE: "the log could not be opened",
+        },
+    )
+)
+@options.data_dir
+@options.json_flag
+def verify(data_dir: str | None, as_json: bool) -> int:
+    """Build every view anew from the whole log, and compare it with what is kept: snapshot and request traces."""
+    from events.sqlite.database import connect_reader  # noqa: PLC0415 - see `opened`
+    from projections import runner, tables  # noqa: PLC0415
+    from projections.view import VIEW  # noqa: PLC0415
+
+    with opened(data_dir) as reader, closing(connect_reader(log_path(data_dir))) as connection:
+        connection.execute("BEGIN")  # the table and its position, as they are at one moment
+        result = runner.verify(
+            reader.read(),
+            snapshot=reader.load_snapshot(VIEW.name, VIEW.version),
+            traces_seq=tables.reached(connection),
+            traces=tables.stored(connection),
+        )
+    if as_json:
+        print_json(msgspec.structs.asdict(result) | {"ok": result.ok})
+    else:
+        show_verification(result)
+    return OK if result.ok else BAD_NEWS
+
+
+def show_verification(result: "Verification") -> None:
+    """Print what a verification found, for a person."""
+    snapshot = f"the snapshot at {result.snapshot_seq}" if result.snapshot_seq is not None else "no snapshot"
+    click.echo(
+        f"{result.events} events read up to position {result.seq}, compared with {snapshot} and {result.rows} traces"
+    )
+    for found in result.differences:
+        click.echo(plain(f"  {found.part} {found.where}: the log says {found.expected}, kept is {found.found}"))
+    if result.ok:
+        click.echo("A rebuild equals what is kept.")
+    else:
+        click.echo(f"{result.differences_found} differences.")
+
+
+@contextmanager
+def opened(data_dir: str | None) -> Generator["Reader"]:
+    """Open the log for reading. Raises `Unreachable` when there is none, `StoreError` when it is not Herd's."""
+    from events.sqlite import open_readonly  # noqa: PLC0415 - loads the store, which --help need not wait for
+
+    with closing(open_readonly(log_path(data_dir))) as reader:
+        yield reader
+
+
+def log_path(data_dir: str | None) -> Path:
+    """Return the path of the log's database. Raises `Unreachable` when it does not exist."""
+    database = options.router_settings(data_dir=data_dir).values.database
+    if not database.exists():
+        raise Unreachable(
+            f"there is no log at {database}", hint="Start the router with `herd`, or say where its log is: --data-dir."
+        )
+    return database
+
+
+def types_of(tags: tuple[str, ...]) -> list[type[Event]] | None:
+    """Return the event types that tags and subjects name; None for no tags at all, which means every type."""
+    for tag in tags:
+        if not any(matches(name, tag) for name in TYPES):
+            raise click.UsageError(f"there is no event type {tag!r}; there are {', '.join(sorted(TYPES))}")
+    return [kind for name, kind in TYPES.items() if any(matches(name, tag) for tag in tags)] if tags else None
+
+
+def matches(name: str, tag: str) -> bool:
+    """Whether a tag such as `request.finished` is named by itself or by its subject."""
+    return name == tag or name.startswith(f"{tag.rstrip('.')}.")
+
+
+def show(recorded: Recorded, as_json: bool) -> None:
+    """Print one event: as it is exported, or on one line for a person."""
+    from events import jsonl  # noqa: PLC0415 - see `opened`
+
+    if as_json:
+        click.echo(jsonl.dump(recorded))
+        return
+    fields: dict[str, Any] = msgspec.to_builtins(recorded.event)
+    tag = fields.pop("type")
+    subject, _, name = recorded.stream.partition("/")
+    if name:
+        fields.pop(subject, None)
+    details = " ".join(f"{field}={brief(value)}" for field, value in fields.items())
+    line = f"{recorded.seq:>8}  {moment(recorded.at)}  {recorded.stream}  {click.style(tag, bold=True)}  "
+    click.echo(line + plain(details))
+
+
+def brief(value: Any) -> str:
+    """Return a field in few characters: long lists and objects by their length, text quoted where it has gaps."""
+    if isinstance(value, list | tuple):
+        items = cast("Sequence[Any]", value)
+        return ",".join(items) if all(isinstance(item, str) for item in items) else f"[{len(items)}]"
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        if len(fields) > FIELDS_MAX:
+            return f"{{{len(fields)}}}"
+        return "{" + " ".join(f"{name}={brief(field)}" for name, field in fields.items()) + "}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value)
+    return f'"{text}"' if isinstance(value, str) and (not text or " " in text) else text

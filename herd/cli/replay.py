@@ -1,0 +1,106 @@
+"""A router that says it can prove its decisions must let anyone ask for the proof."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from events.recorded import Recorded
+from events.store import StoreError
+from herd.cli import options
+from herd.cli.events import opened
+from herd.cli.output import plain, print_json
+from herd.cli.program import BAD_NEWS, OK, UNREACHABLE, Unreachable, complain, notes
+
+if TYPE_CHECKING:
+    from herd.replay.verify import Report
+
+
+@click.group()
+def replay() -> None:
+    """Ask the log again: verify."""
+
+
+@replay.command(
+    epilog=notes(
+        "herd replay verify",
+        "herd events export -o history.jsonl && herd replay verify --log history.jsonl --json",
+        codes={
+            OK: "every recorded decision comes out the same, bit for bit",
+            BAD_NEWS: "a decision differs, or could not be asked again",
+            UNREACHABLE: "the log could not be opened",
+        },
+    )
+)
+@options.data_dir
+@click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="A file that `herd events export` wrote.")
+@options.json_flag
+def verify(data_dir: str | None, log: Path | None, as_json: bool) -> int:
+    """Re-ask every recorded decision under its recorded policy, and compare scores and choice bit for bit.
+
+    Reads the database of the log, whether or not the router runs, or with --log an exported file.
+    """
+    if log is not None and data_dir is not None:
+        raise click.UsageError("--log and --data-dir exclude each other")
+    from herd.replay.verify import verify as ask_again  # noqa: PLC0415 - what it needs, `herd --help` need not wait for
+    from herd.routing import POLICIES  # noqa: PLC0415
+
+    with recorded_in(log) if log is not None else from_database(data_dir) as events:
+        report = ask_again(events, POLICIES)
+    if as_json:
+        print_json(report)
+    else:
+        show(report)
+    return OK if report.ok else BAD_NEWS
+
+
+@contextmanager
+def from_database(data_dir: str | None) -> Generator[Iterator[Recorded]]:
+    """Open the database's events, up to its present end: the router may go on writing."""
+    with opened(data_dir) as reader:
+        yield reader.read(until=reader.head)
+
+
+@contextmanager
+def recorded_in(log: Path) -> Generator[Iterator[Recorded]]:
+    """Open an exported file's events. Raises `Unreachable` when it is not there, and reading it, when it is no log."""
+    try:
+        file = log.open("rb")
+    except OSError as error:
+        raise Unreachable(
+            f"cannot open {log}: {error.strerror}", hint="`herd events export` writes such a file."
+        ) from error
+    with file:
+        yield lines_of(file, log)
+
+
+def lines_of(file: Iterator[bytes], log: Path) -> Iterator[Recorded]:
+    """Yield the events of a file; a bad line is named by its number."""
+    from events import jsonl  # noqa: PLC0415 - see `verify`
+
+    for number, line in enumerate(file, start=1):
+        try:
+            yield jsonl.load(line)
+        except StoreError as error:
+            raise Unreachable(
+                f"{log}, line {number}: {error}", hint="`herd events export` writes such a file."
+            ) from error
+
+
+def show(report: "Report") -> None:
+    """Print the report for a person."""
+    click.echo(f"{report.events} events read, {report.decisions} decisions asked again, {report.identical} identical")
+    for difference in report.differences:
+        click.echo(f"  {plain(difference.sentence)}")
+    for policy, reason in report.unknown_policies.items():
+        click.echo(f"  policy {plain(policy)} could not be asked again: {plain(reason)}")
+    if report.refused:
+        complain(report.refused, "Only the log of one router, whole from its first event, can be verified.", BAD_NEWS)
+    elif not report.decisions:
+        click.echo("There is no decision in this log yet.")
+    elif report.ok:
+        click.echo("Every recorded decision comes out the same, bit for bit.")
+    else:
+        click.echo(f"{report.decisions - report.identical} decisions could not be reproduced.")

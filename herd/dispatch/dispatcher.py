@@ -1,0 +1,188 @@
+"""One request from its arrival to its single ending: choose, wait, send, try elsewhere, pass the answer on.
+
+Nothing reaches the client before the first byte of an answer exists, so until then a failed node costs the client only
+time: another node is asked, with a body built anew from what the client sent. After the first byte there is no second
+chance; a node that dies then ends in an error inside the stream.
+"""
+
+import asyncio
+import logging
+from http import HTTPStatus
+
+from events.types import RouteChosen
+from herd.core import Core
+from herd.dispatch.lanes import Lanes
+from herd.dispatch.relay import Relay, relay_for
+from herd.dispatch.run import Client, Job, Run, outcome_of
+from herd.dispatch.upstream import Answer, Upstream
+from herd.errors import BadRequest, HerdError, NodeAnswered, NoNodeAvailable, QueueTimeout, UpstreamError
+from herd.wire import failure
+from herd.wire.request import Parsed
+from projections.fleet import Fleet, Node
+
+logger = logging.getLogger(__name__)
+
+#: An answer that is not streamed is held until it is whole, so that a broken one can still become a clean error.
+WHOLE_ANSWER_MAX = 256 * 1024 * 1024
+#: A node's error body is passed on up to this size.
+ERROR_BODY_MAX = 1024 * 1024
+
+
+class Dispatcher:
+    """Serves requests. One per router; lives on the event loop's thread."""
+
+    def __init__(
+        self, core: Core, upstream: Upstream, *, retries_max: int, waiting_max: int, wait_max_s: float
+    ) -> None:
+        self._core = core
+        self._upstream = upstream
+        self._attempts_max = retries_max + 1
+        self._wait_max_s = wait_max_s
+        self.lanes = Lanes(core, waiting_max=waiting_max)
+
+    def new_id(self) -> str:
+        """Return an id for a request that ends before it is one."""
+        return self._core.new_id()
+
+    async def serve(self, job: Job, client: Client) -> None:
+        """Answer one request. Whatever happens, it ends with exactly one `request.finished`.
+
+        Raises nothing but `CancelledError`, which is how a client that hangs up (or a router that stops) ends it early.
+        """
+        run = Run(self._core, job, client)
+        try:
+            await self._answer(run)
+        except asyncio.CancelledError:
+            if client.gone:
+                run.finish("cancelled", status=None, error="the client hung up")
+            else:
+                run.finish("abandoned", status=None, error="the router stopped")
+            raise
+        except HerdError as error:
+            await run.refuse(error)
+        except Exception as error:
+            logger.exception("a bug failed a request", extra={"request_id": run.request})
+            await run.refuse(HerdError(f"internal error ({type(error).__name__}); see the router's log"))
+
+    async def _answer(self, run: Run) -> None:
+        while True:
+            recorded, chosen = run.choose()
+            if chosen.node is None:
+                raise run.last_error or nobody(chosen, run.job.parsed, self._core.view.fleet)
+            node = self._core.view.fleet.nodes[chosen.node]
+            relay = relay_for(run.job.parsed, run.job.body, node, now=self._core.clock.now)
+            if relay.local is not None:
+                run.finish("completed", relay.ending(), status=HTTPStatus.OK, answer_bytes=len(relay.local))
+                await run.deliver(relay.content_type(b""), relay.local)
+                return
+            if not await self._take_slot(chosen, relay, recorded.id):
+                continue
+            try:
+                await self._ask(run, relay, node)
+            except UpstreamError as error:
+                if run.started:
+                    raise
+                retryable = may_ask_another(error, run.job.parsed)
+                run.failed(chosen.node, error, retryable=retryable)
+                if not retryable or run.attempt >= self._attempts_max:
+                    raise
+                run.attempt += 1
+            else:
+                return
+
+    async def _take_slot(self, chosen: RouteChosen, relay: Relay, cause: str) -> bool:
+        """Return True when the request has a slot on its node; False when that node went away while it waited."""
+        waiter = self.lanes.enter(chosen, relay, cause)
+        if waiter is None:
+            return True
+        try:
+            async with asyncio.timeout(self._wait_max_s):
+                return await waiter.call == "go"
+        except TimeoutError as error:
+            raise QueueTimeout(self._wait_max_s) from error
+        finally:
+            self.lanes.leave(waiter)
+
+    async def _ask(self, run: Run, relay: Relay, node: Node) -> None:
+        answer = await self._upstream.send(node.url, "POST", relay.path, run.job.headers, relay.body)
+        try:
+            if answer.status >= HTTPStatus.BAD_REQUEST:
+                body = await answer.read_all(ERROR_BODY_MAX)
+                raise NodeAnswered(answer.status, body, answer.content_type.decode("latin-1"))
+            if relay.streams(answer.content_type):
+                await self._pass_on(run, relay, answer, node.name)
+            else:
+                await self._deliver(run, relay, answer, node.name)
+        finally:
+            answer.abort()
+
+    async def _deliver(self, run: Run, relay: Relay, answer: Answer, node: str) -> None:
+        body = relay.whole(await answer.read_all(WHOLE_ANSWER_MAX))
+        run.first_token(node)
+        self._finish(run, relay, node)
+        await run.deliver(relay.content_type(answer.content_type), body)
+
+    async def _pass_on(self, run: Run, relay: Relay, answer: Answer, node: str) -> None:
+        chunk = await answer.read()
+        run.first_token(node)
+        client = run.client
+        run.started = True
+        await client.start(HTTPStatus.OK, run.headers(relay.content_type(answer.content_type)))
+        try:
+            while chunk and not answer.ended:
+                out = relay.feed(chunk)
+                if out:
+                    await client.send(out, more=True)
+                chunk = await answer.read()
+            last = relay.feed(chunk) + relay.rest()
+        except UpstreamError as error:
+            text = f"node {node} broke off its answer: {failure.message(error)}"
+            run.finish("failed", relay.ending(), status=HTTPStatus.OK, error=text, answer_bytes=relay.answer_bytes)
+            await client.send(relay.broken(text), more=False)
+            return
+        self._finish(run, relay, node)
+        await client.send(last, more=False)
+
+    def _finish(self, run: Run, relay: Relay, node: str) -> None:
+        ending = relay.ending()
+        outcome = outcome_of(ending)
+        error = ending.error
+        if outcome == "incomplete":
+            error = f"node {node} ended its answer without saying that it is done"
+        run.finish(outcome, ending, status=HTTPStatus.OK, error=error, answer_bytes=relay.answer_bytes)
+
+
+def may_ask_another(error: UpstreamError, parsed: Parsed) -> bool:
+    """Return whether another node may do better: not where the client's own request is at fault."""
+    if not isinstance(error, NodeAnswered):
+        return True
+    if error.status == 404:
+        return True  # the inventory was stale, or the node lied
+    text = failure.message(error)
+    if error.status >= 500:
+        # Ollama answers two kinds of bad input with 500.
+        return not text.startswith(('option "', "invalid format"))
+    # Ollama reports a runner that crashed over an embedding as 400.
+    return parsed.kind == "embed" and text.startswith("do embedding request")
+
+
+def nobody(chosen: RouteChosen, parsed: Parsed, fleet: Fleet) -> HerdError:
+    """Return the error for a request that no node can serve, from the reasons in its decision."""
+    holders = {node.name for node in fleet.nodes.values() if node.has(parsed.model)}
+    if not holders:
+        return failure.model_not_found(parsed.path, parsed.asked)
+    refused = [refusal for refusal in chosen.eliminated if refusal.node in holders]
+    if all(refusal.reason == "capability" for refusal in refused):
+        return incapable(parsed, refused[0].detail)
+    reasons = "; ".join(f"{refusal.node}: {refusal.detail or refusal.reason}" for refusal in refused)
+    return NoNodeAvailable(
+        f"model '{parsed.asked}' cannot be served now ({reasons})",
+        hint="See /fleet/status; start or free one of these nodes.",
+    )
+
+
+def incapable(parsed: Parsed, detail: str) -> BadRequest:
+    """Return the error for a model that cannot do what is asked, in Ollama's words."""
+    if "tools" in parsed.needs:
+        return BadRequest(f"registry.ollama.ai/library/{parsed.model} does not support tools", hint=detail)
+    return BadRequest(f'"{parsed.asked}" does not support {parsed.kind}', hint=detail)

@@ -1,0 +1,1 @@
+"""The inference servers that an agent can report on."""
