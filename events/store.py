@@ -31,7 +31,7 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
 class InlineProjection(Protocol):
     """A view in the log's own database and transactions: never half applied, never counted twice.
 
-    Both methods run on the store's writer thread, inside a transaction that the store begins and commits; a `cursor` is a
+    Both methods run on the store's writer thread, in a transaction that the store begins and commits; a `cursor` is a
     plain DBAPI cursor. What they raise fails the transaction.
     """
 

@@ -331,7 +331,7 @@ class RequestDispatched(RequestEvent, frozen=True, kw_only=True, tag="request.di
 
 
 class RequestFirstToken(RequestEvent, frozen=True, kw_only=True, tag="request.first_token"):
-    """The first byte of the answer arrived from the node."""
+    """The first byte of a streamed answer arrived from the node; an answer that is not streamed arrives whole."""
 
     attempt: int
     node: str

@@ -16,6 +16,7 @@ from litestar import Litestar, MediaType, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
+from litestar.types import ASGIApp
 
 from events.clock import Clock, SystemClock
 from events.sqlite import SQLiteStore
@@ -23,6 +24,7 @@ from events.store import ForeignDatabase, StoreError, StoreInUse
 from events.types import PolicyPromoted, RouterRecovered, RouterStarted, RouterStopped
 from herd import __version__, logs
 from herd.api import HANDLERS
+from herd.api.inference import front_door
 from herd.api.ingest import silent
 from herd.api.state import AnyRequest, Shared
 from herd.core import Core
@@ -119,12 +121,12 @@ async def running(loaded: Loaded[RouterSettings], *, clock: Clock | None = None)
             waiting_max=settings.max_queue,
             wait_max_s=settings.queue_timeout,
         )
-        app = make_app(Shared(core=core, dispatcher=dispatcher, settings=loaded, traces=table))
+        app = make_app(Shared(core=core, settings=loaded, traces=table))
         if settings.mdns:
             await stack.enter_async_context(announced(settings.mdns_service_type, settings.mdns_service_name, port))
         await stack.enter_async_context(_tasks(stopping, _watch_silence(core, settings), _keep_snapshots(core)))
         gc.freeze()  # what is loaded now stays; the collector need not look at it again
-        await stack.enter_async_context(_http(app, listener, settings))
+        await stack.enter_async_context(_http(front_door(dispatcher, app), listener, settings))
         yield Running(app=app, core=core, port=port, stopping=stopping)
 
 
@@ -137,7 +139,7 @@ def make_app(shared: Shared) -> Litestar:
 
     return Litestar(
         route_handlers=list(HANDLERS),
-        state=State({"shared": shared, "core": shared.core, "dispatcher": shared.dispatcher}),
+        state=State({"shared": shared, "core": shared.core}),
         exception_handlers={HerdError: _herd_error, HTTPException: _http_error, Exception: _bug},
         after_request=name,
         openapi_config=OpenAPIConfig(title="Herd", version=__version__),
@@ -286,7 +288,7 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _http(app: Litestar, listener: socket.socket, settings: RouterSettings) -> AsyncGenerator[None]:
+async def _http(app: ASGIApp, listener: socket.socket, settings: RouterSettings) -> AsyncGenerator[None]:
     config = uvicorn.Config(
         app,
         http="httptools",

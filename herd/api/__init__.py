@@ -1,5 +1,5 @@
 """The HTTP face of the router. A new endpoint is a handler in a file here and its file's line in HANDLERS."""
 
-from herd.api import fleet, inference, ingest
+from herd.api import fleet, ingest
 
-HANDLERS = (*inference.HANDLERS, *fleet.HANDLERS, *ingest.HANDLERS)
+HANDLERS = (*fleet.HANDLERS, *ingest.HANDLERS)

@@ -6,7 +6,6 @@ import msgspec
 from litestar import Litestar, Request
 
 from herd.core import Core
-from herd.dispatch.dispatcher import Dispatcher
 from herd.settings import Loaded, RouterSettings
 from projections.tables import TraceTable
 
@@ -17,7 +16,6 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a running router that handlers may use."""
 
     core: Core
-    dispatcher: Dispatcher
     settings: Loaded[RouterSettings]
     traces: TraceTable
 

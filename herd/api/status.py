@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import msgspec
-
 from events.types import Model, Resident
 from projections.fleet import Node, Queue
 from projections.view import View
@@ -97,7 +95,12 @@ def _node(node: Node, *, now: int) -> dict[str, Any]:
             "arch": node.hardware.arch,
         },
         "ollama_url": node.url,
-        "engine": msgspec.to_builtins(node.engine) | {"up": reading.engine_up, "dialect": node.engine.dialect},
+        "engine": {
+            "name": node.engine.name,
+            "version": node.engine.version,
+            "dialect": node.engine.dialect,
+            "up": reading.engine_up,
+        },
         "agent_version": node.agent_version,
         "last_heartbeat": reading.at / 1e9 if reading.at else None,
         "last_heartbeat_age_s": round((now - reading.at) / 1e9, 1) if reading.at else None,

@@ -5,7 +5,14 @@ from typing import Any
 import click
 import msgspec
 
-from herd.cli.options import json_flag, node_settings, router_settings, unknown_variables, warn_of_unknown_variables
+from herd.cli.options import (
+    json_flag,
+    node_settings,
+    router_flags,
+    router_settings,
+    unknown_variables,
+    warn_of_unknown_variables,
+)
 from herd.cli.output import print_json, print_table
 from herd.cli.program import BAD_NEWS, OK, notes
 from herd.settings import (
@@ -38,14 +45,16 @@ class Effective(msgspec.Struct, frozen=True, kw_only=True):
         codes={OK: "every FLEET_ variable is known", BAD_NEWS: "a FLEET_ variable is set that nothing reads"},
     )
 )
+@router_flags
 @json_flag
-def settings(as_json: bool) -> int:
+def settings(as_json: bool, **flags: Any) -> int:
     """Show every setting, its value, and where the value comes from.
 
     A flag beats the environment, which beats the env file (~/.fleet-manager/env, or FLEET_ENV_FILE), which beats the
-    default. The router's variables begin with FLEET_, the node agent's with FLEET_NODE_.
+    default. The router's variables begin with FLEET_, the node agent's with FLEET_NODE_. Flags of `herd serve` are
+    taken as it would take them.
     """
-    router = effective(router_settings(), RouterSettings, ROUTER_PREFIX)
+    router = effective(router_settings(**flags), RouterSettings, ROUTER_PREFIX)
     node = effective(node_settings(), NodeSettings, NODE_PREFIX)
     strange = unknown_variables()
     if as_json:

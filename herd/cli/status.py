@@ -133,7 +133,7 @@ def show(found: FleetStatus) -> None:
         click.echo("Run `herd-node` on each machine that has models; it finds the router by itself.")
         return
     print_table(
-        ("node", "status", "engine", "cpu", "memory", "disk free", "in memory", "on disk", "last seen"),
+        ("node", "status", "engine", "cpu", "memory", "disk free", "in memory", "models on disk", "last seen"),
         [row(node) for node in found.nodes],
     )
     if found.queues:
@@ -155,6 +155,6 @@ def row(node: Node) -> tuple[str, ...]:
         f"{node.memory.used_gb:.1f} of {node.memory.total_gb:.1f} GiB{pressure}" if node.memory else "-",
         number(node.disk.available_gb if node.disk else None, unit=" GiB"),
         ", ".join(model.name for model in node.ollama.models_loaded) or "-",
-        f"{len(node.ollama.models_available)} models",
+        str(len(node.ollama.models_available)),
         number(node.last_heartbeat_age_s, 1, " s ago"),
     )

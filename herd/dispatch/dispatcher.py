@@ -118,7 +118,6 @@ class Dispatcher:
 
     async def _deliver(self, run: Run, relay: Relay, answer: Answer, node: str) -> None:
         body = relay.whole(await answer.read_all(WHOLE_ANSWER_MAX))
-        run.first_token(node)
         self._finish(run, relay, node)
         await run.deliver(relay.content_type(answer.content_type), body)
 

@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
         """Hand over a part of the body."""
         answer = self._answer
         assert answer is not None
-        if self._finished or not answer.status:
+        if self._finished:  # the answer to HEAD
             raise _ImproperError("a body where none belongs")
         self._barren_bytes = 0
         answer.put(data)
@@ -384,6 +384,8 @@ class Connection(asyncio.Protocol):
         while self._unsent and not self._blocked and not self.transport.is_closing():
             piece, self._unsent = self._unsent[:SLICE_BYTES], self._unsent[SLICE_BYTES:]
             self.transport.write(piece)
+        if not self._unsent:
+            self._unsent = _NOTHING  # even an empty view would keep the body alive while the connection is idle
 
 
 class _ImproperError(Exception):

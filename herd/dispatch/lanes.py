@@ -6,12 +6,13 @@ by a lost count, and a restart leaves nothing to repair.
 
 import asyncio
 from collections import deque
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from events.recorded import Recorded
 from events.types import (
+    Event,
     NodeDrainRequested,
     NodeJoined,
     NodeLeft,
@@ -25,6 +26,9 @@ from events.types import (
 from herd.core import Core
 from herd.dispatch.relay import Relay
 from herd.errors import QueueFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: What a waiting request learns: its turn has come, or its node is gone and it must ask again.
 Call = Literal["go", "ask again"]
@@ -48,6 +52,14 @@ class Lanes:
         self._lanes: dict[tuple[str, str], deque[Waiter]] = {}
         self.waiting = 0
         """Requests in all lines together."""
+        self._reactions: dict[type[Event], Callable[[Any], None]] = {
+            RequestFinished: self._ended,
+            RequestAttemptFailed: self._ended,
+            NodeJoined: self._joined,
+            NodeStatusChanged: self._gone,
+            NodeDrainRequested: self._gone,
+            NodeLeft: self._gone,
+        }
         core.watch(self._react)
 
     def enter(self, chosen: RouteChosen, relay: Relay, cause: str) -> Waiter | None:
@@ -99,20 +111,21 @@ class Lanes:
         self._core.record(dispatched, cause=cause)
 
     def _react(self, recorded: Recorded) -> None:
-        match recorded.event:
-            case RequestFinished(node=str(node)) as ended:
-                self._call_next(node, ended.model)
-            case RequestAttemptFailed() as ended:
-                self._call_next(ended.node, ended.model)
-            case NodeJoined(node=node):
-                for _, model in [key for key in self._lanes if key[0] == node]:
-                    self._call_next(node, model)
-            case NodeStatusChanged(node=node, status="offline" | "draining"):
-                self._send_away(node)
-            case NodeDrainRequested(node=node) | NodeLeft(node=node):
-                self._send_away(node)
-            case _:
-                pass
+        reaction = self._reactions.get(type(recorded.event))
+        if reaction is not None:
+            reaction(recorded.event)
+
+    def _ended(self, event: RequestFinished | RequestAttemptFailed) -> None:
+        if event.node is not None:
+            self._call_next(event.node, event.model)
+
+    def _joined(self, event: NodeJoined) -> None:
+        for _, model in [key for key in self._lanes if key[0] == event.node]:
+            self._call_next(event.node, model)
+
+    def _gone(self, event: NodeStatusChanged | NodeDrainRequested | NodeLeft) -> None:
+        if not isinstance(event, NodeStatusChanged) or event.status in ("offline", "draining"):
+            self._send_away(event.node)
 
     def _call_next(self, node: str, model: str) -> None:
         key = (node, model)

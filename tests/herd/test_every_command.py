@@ -48,11 +48,14 @@ from herd.cli.status import parse
 from herd.cli.up import node_settings
 from herd.core import Core
 from herd.errors import StartupError
+from herd.node.engines import fetch
 from herd.routing import POLICIES
 from herd.settings import RouterSettings
 from projections import runner
 from projections.tables import TraceTable
 from projections.view import View
+from tests.engines.fixtures import unavailable
+from tests.engines.get_ollama import EngineUnavailable, cache_dir
 from tests.given import given, joined, online, received, residing, served, stocked
 
 #: A name as only a malicious node would choose it.
@@ -383,6 +386,13 @@ def test_settings_show_values_and_where_they_come_from(tmp_path: Path) -> None:
     assert (node["node_id"]["value"], node["node_id"]["origin"]) == ("ash", "file")
 
 
+def test_settings_show_what_a_flag_would_do(tmp_path: Path) -> None:
+    result = herd(tmp_path, "settings", "--json", "--port=4712", "--no-mdns", FLEET_PORT="4711")
+    router = {setting["name"]: setting for setting in json.loads(result.stdout)["router"]}
+    assert (router["port"]["value"], router["port"]["origin"]) == (4712, "flag")
+    assert (router["mdns"]["value"], router["mdns"]["origin"]) == (False, "flag")
+
+
 def test_settings_are_a_table_for_people(tmp_path: Path) -> None:
     result = herd(tmp_path, "settings", FLEET_PORT="4711")
     assert re.search(r"FLEET_PORT +4711 +environment +Port to listen on", result.stdout)
@@ -416,7 +426,7 @@ def test_status_is_a_table_for_people(tmp_path: Path) -> None:
         result = herd(tmp_path, "status", "--url", url.removeprefix("http://"))
     assert result.exit_code == 0
     assert "1 of 1 nodes online" in result.stdout
-    assert re.search(r"ash +online +Ollama .* llama3:latest +2 models", result.stdout)
+    assert re.search(r"ash +online +Ollama .* llama3:latest +2 ", result.stdout)
     assert re.search(r"ash:llama3:latest +0 +0 +1 +0", result.stdout)
 
 
@@ -767,6 +777,27 @@ def test_up_shows_a_first_answer_and_why_it_came_from_there(tmp_path: Path) -> N
     assert re.search(r"node +\S+ with [\d.]+ points: .*thermal [+-]\d", shown)
     assert re.search(r"engine +Ollama \S+ at http", shown)
     assert "Traceback" not in errors
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_up_brings_its_own_engine_and_the_decision_can_be_proved(tmp_path: Path) -> None:
+    fetched = cache_dir() / "built-in-engine"
+    try:
+        asyncio.run(fetch.library(fetched))
+        asyncio.run(fetch.weights(fetched))
+    except StartupError as error:
+        unavailable(EngineUnavailable(error.message))
+    for place in fetched.iterdir():
+        (tmp_path / place.name).symlink_to(place)
+    with process(tmp_path, *flags_of_up(tmp_path, free_port()), "--engine=embedded", "--once") as running:
+        shown, errors = running.communicate(timeout=300)
+    assert running.returncode == 0, errors
+    assert re.search(r"^smollm2:135m: \w+", shown, re.MULTILINE)
+    assert re.search(r"engine +llama.cpp .* brought by Herd itself", shown)
+    report = json.loads(herd(tmp_path, "replay", "verify", database_of(tmp_path), "--json").stdout)
+    assert (report["decisions"], report["identical"]) == (1, 1)
+    assert json.loads(herd(tmp_path, "events", "verify", database_of(tmp_path), "--json").stdout)["ok"] is True
 
 
 def test_ctrl_c_stops_all_that_up_started(tmp_path: Path) -> None:

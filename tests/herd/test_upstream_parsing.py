@@ -1,8 +1,10 @@
 """However the network cuts an answer into pieces, the reader must be told the same."""
 
 import asyncio
+import gc
 import itertools
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -24,9 +26,12 @@ class Wire(asyncio.Transport):
         self.written = bytearray()
         self.aborted = False
         self.paused = False
+        self.full: Callable[[], None] | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += data
+        if self.full is not None:
+            self.full()
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -154,6 +159,7 @@ IMPROPER = {
     "bare line feed after a chunk": CHUNKED + b"2\r\nab\n0\r\n\r\n",
     "switching protocols": b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n\x00\x00",
     "switching without saying so": b"HTTP/1.1 101 Switching\r\n\r\n",
+    "informational with chunks": b"HTTP/1.1 103 Early\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
     "informational with a body": b"HTTP/1.1 103 Early\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 200 OK\r\n\r\n",
 }
 HEADS = {
@@ -370,6 +376,8 @@ def test_a_node_has_to_wait_for_a_reader_who_is_slow() -> None:
         assert wire.paused
         assert len(await answer.read()) == UNREAD_MAX_BYTES + 1
         assert not wire.paused
+        connection.data_received(b"x")
+        assert not wire.paused
         connection.data_received(b"x" * (2 * UNREAD_MAX_BYTES))
         assert wire.paused
         answer.abort()
@@ -391,6 +399,76 @@ def test_a_reader_who_is_slow_at_the_end_does_not_leave_the_connection_deaf() ->
         assert not wire.paused
         assert idle == [connection]
         assert len(await answer.read_all(size)) == size
+
+    asyncio.run(scenario())
+
+
+def test_each_answer_has_a_bound_of_its_own() -> None:
+    async def scenario() -> None:
+        idle: list[Connection] = []
+        connection = Connection("the node", silence_max_s=60, idle=idle.append, lost=lambda _: None)
+        connection.connection_made(Wire())
+        for _ in range(10):
+            answer = connection.send(b"", b"", bodiless=False)
+            for piece in cut(OK + b"X-Long: " + b"a" * 20_000 + b"\r\nContent-Length: 0\r\n\r\n", [10_000]):
+                connection.data_received(piece)
+            assert answer.ended
+        assert len(idle) == 10
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_before_the_request_is_sent_costs_the_connection() -> None:
+    async def scenario() -> None:
+        wire = Wire()
+        idle: list[Connection] = []
+        connection = Connection("the node", silence_max_s=60, idle=idle.append, lost=lambda _: None)
+        connection.connection_made(wire)
+        wire.full = connection.pause_writing
+        answer = connection.send(b"", bytes(1_000_000), bodiless=False)
+        connection.data_received(WHOLE["length"])
+        assert answer.status == 200
+        assert await answer.read() == b'{"done":true}'
+        assert answer.ended
+        assert idle == []
+        assert wire.aborted
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["answered", "aborted"])
+def test_a_connection_lets_go_of_a_large_body(how: str) -> None:
+    async def scenario() -> None:
+        wire = Wire()
+        connection = Connection("the node", silence_max_s=60, idle=lambda _: None, lost=lambda _: None)
+        connection.connection_made(wire)
+        body = bytearray(1_000_000)
+        wire.full = connection.pause_writing if how == "aborted" else None
+        answer = connection.send(b"", body, bodiless=False)
+        if how == "answered":
+            connection.data_received(WHOLE["length"])
+        else:
+            answer.abort()
+        body.clear()  # raises while anybody has a view of it
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_connection_leaves_nothing_behind() -> None:
+    async def scenario() -> None:
+        connection = Connection("the node", silence_max_s=600, idle=lambda _: None, lost=lambda _: None)
+        connection.connection_made(Wire())
+        answer = connection.send(b"", b"", bodiless=False)
+        reading = asyncio.ensure_future(answer.head())
+        await asyncio.sleep(0)
+        answer.abort()
+        connection.connection_lost(None)
+        with pytest.raises(NodeUnreachable):
+            await reading
+        trace = weakref.ref(connection)
+        del connection, answer, reading
+        gc.collect()
+        assert trace() is None
 
     asyncio.run(scenario())
 

@@ -1,0 +1,79 @@
+# `make` alone shows what there is. Needs Python 3.11 or later with pip and venv, make, and a C compiler.
+
+PYTHON ?= python3 python3.13 python3.12 python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUN    ?=
+BENCH  ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run check test bench docs lock clean format
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- the environment ------------------------------------------------------------------------------------------------
+
+# Stamps instead of directories: make compares their times with the lock files, and an environment that is up to date
+# costs nothing. Packages come with hashes; the project itself is linked, so that edits take effect at once.
+$(VENV)/.created:
+	@for python in $(PYTHON); do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "$$python -m venv $(VENV)"; $$python -m venv $(VENV) && touch $@; exit; \
+		fi; \
+	done; \
+	echo "error: none of these is Python 3.11 or later: $(PYTHON)" >&2; \
+	echo "hint: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	exit 1
+
+$(VENV)/.run: requirements.lock pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+	$(BIN)/python -m pip install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# --- use ------------------------------------------------------------------------------------------------------------
+
+run: $(VENV)/.run ## Start a router and an agent here and ask a first question; RUN="--port 11500" passes flags on
+	@$(BIN)/herd up $(RUN)
+
+# --- work -----------------------------------------------------------------------------------------------------------
+
+check: $(VENV)/.dev ## What must be clean before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow and not engine"
+
+test: check ## Everything that CI runs: also long simulations, and real engines from PyPI
+	$(BIN)/python -m pytest -m "slow or engine"
+
+bench: $(VENV)/.dev ## Measure the router beside direct access, nginx and ollama-herd, and then its parts
+	$(BIN)/python -m bench.router --peer $(BENCH)
+	$(BIN)/python -m bench.store
+	$(BIN)/python -m bench.upstream
+	$(BIN)/python -m bench.decide
+	$(BIN)/python -m bench.wire
+
+format: $(VENV)/.dev ## Put the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev ## Write the pages that are made from the code
+	$(BIN)/python -m docs.generate
+
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-header --no-emit-index-url \
+	--generate-hashes --no-annotate --quiet
+
+lock: $(VENV)/.dev ## Choose the newest allowed versions of all packages
+	$(LOCK) --upgrade -o requirements.lock
+	$(LOCK) --upgrade --group dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## Remove what can be made again
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

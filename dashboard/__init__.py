@@ -1,0 +1,1 @@
+"""The analytics pages; they come with a later release."""
