@@ -53,10 +53,15 @@ check: $(VENV)/.dev ## What must be clean before a commit
 test: check ## Everything that CI runs: also long simulations, and real engines from PyPI
 	$(BIN)/python -m pytest -m "slow or engine"
 
+APT_INSTALL := sh -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends "$$@"' apt
+
 bench: $(VENV)/.dev ## Measure the router beside direct access, nginx and ollama-herd, and then its parts
+	@command -v nginx >/dev/null || $(APT_INSTALL) nginx-light || \
+		echo "WARNING: no nginx (Debian: nginx-light), no package manager or no root: ratios to nginx are left out" >&2
 	$(BIN)/python -m bench.router --peer $(BENCH)
 	$(BIN)/python -m bench.store
 	$(BIN)/python -m bench.upstream
+	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.decide
 	$(BIN)/python -m bench.wire
 

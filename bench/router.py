@@ -25,7 +25,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -84,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and return 0; 1 if a floor was missed."""
     options = _options(argv)
     wanted = [s for s in SCENARIOS if not options.only or s.name in options.only.split(",")]
-    _build()
+    build()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="herd-bench-")))
-        nodes = [stack.enter_context(_backend(cpu=1)) for _ in range(NODES)]
+        nodes = [stack.enter_context(backend(cpu=1)) for _ in range(NODES)]
         targets = [stack.enter_context(_direct())]
         if shutil.which("nginx"):
             targets.append(stack.enter_context(_nginx(folder, nodes)))
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             targets.append(stack.enter_context(_peer(folder, nodes)))
         for number in range(options.rounds):
             for scenario in wanted:
-                body = _body_file(folder, scenario)
+                body = body_file(folder, scenario)
                 for target in targets:
                     if target.name == "peer" and scenario.name in ("hold", "after", "sat", "st256", "mid"):
                         continue  # the peer has 32 slots on four nodes: its queue would be measured, not its cost
@@ -125,7 +125,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 # --- targets --------------------------------------------------------------------------------------------------------
 
 
-def _build() -> None:
+def build() -> None:
+    """Compile the two C programs where they are missing or older than their source."""
     BUILD.mkdir(exist_ok=True)
     for name in ("backend", "loadgen"):
         source, program = HERE / f"{name}.c", BUILD / name
@@ -134,8 +135,12 @@ def _build() -> None:
 
 
 @contextmanager
-def _process(command: list[str], *, cpu: int, **options: Any) -> Generator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["taskset", "-c", str(cpu), *command], **options)
+def _process(
+    command: list[str], *, cpu: int, env: dict[str, str] | None = None, output: int | IO[bytes] | None = None
+) -> Generator[subprocess.Popen[bytes]]:
+    process: subprocess.Popen[bytes] = subprocess.Popen(
+        ["taskset", "-c", str(cpu), *command], env=env, stdout=output, stderr=output
+    )
     try:
         yield process
     finally:
@@ -148,7 +153,7 @@ def _process(command: list[str], *, cpu: int, **options: Any) -> Generator[subpr
 
 
 @contextmanager
-def _backend(*, cpu: int) -> Generator[int]:
+def backend(*, cpu: int) -> Generator[int]:
     port = _free_port()
     with _process([str(BUILD / "backend"), str(port)], cpu=cpu):
         _wait_for(port, "/")
@@ -218,7 +223,7 @@ def _peer(folder: Path, nodes: list[int]) -> Generator[Target]:
     command = [str(place / "bin" / "herd"), "--host", "127.0.0.1", "--port", str(port)]
     with (
         (folder / "peer.log").open("wb") as log,
-        _process(command, cpu=0, env=environment, stdout=log, stderr=log) as process,
+        _process(command, cpu=0, env=environment, output=log) as process,
         _heartbeats(port, nodes, parallel=8),
     ):
         yield Target("peer", port, lambda: _family(process.pid))
@@ -232,7 +237,7 @@ def _heartbeats(port: int, nodes: list[int], *, parallel: int = PARALLEL) -> Gen
 
     def report() -> None:
         for number, node in enumerate(nodes):
-            _post(port, "/heartbeat", _heartbeat(f"bench-{number}", node, parallel))
+            _post(port, "/heartbeat", heartbeat(f"bench-{number}", node, parallel))
 
     def repeat() -> None:
         while not over.wait(5.0):
@@ -251,7 +256,7 @@ def _heartbeats(port: int, nodes: list[int], *, parallel: int = PARALLEL) -> Gen
         thread.join()
 
 
-def _heartbeat(name: str, port: int, parallel: int) -> dict[str, Any]:
+def heartbeat(name: str, port: int, parallel: int) -> dict[str, Any]:
     loaded = {"name": MODEL, "size_gb": 1.0, "parameter_size": "1B", "quantization": "Q4_0", "context_length": 8192}
     return {
         "node_id": name,
@@ -299,7 +304,7 @@ def _family(pid: int) -> list[psutil.Process]:
     return [root, *root.children(recursive=True)]
 
 
-def _body_file(folder: Path, scenario: Scenario) -> Path:
+def body_file(folder: Path, scenario: Scenario) -> Path:
     path = folder / f"{scenario.name}.json"
     if not path.exists():
         body: dict[str, Any] = {"model": MODEL, "stream": scenario.streaming}
@@ -333,6 +338,10 @@ class Goal:
     def floor(self) -> float:
         """Half the goal where higher is better, twice where lower is."""
         return self.goal / 2 if self.higher_is_better else self.goal * 2
+
+    def met(self, value: float, limit: float) -> bool:
+        """Whether a value is at the limit or on its better side."""
+        return value >= limit if self.higher_is_better else value <= limit
 
 
 def _ratio(scenario: str, figure: str, other: str) -> Callable[[Callable[[str, str, str], float]], float]:
@@ -413,8 +422,7 @@ def _report(targets: list[Target], scenarios: list[Scenario]) -> Report:
             value = goal.value(at)
         except KeyError:
             continue  # a target or a scenario that this run left out
-        better = (lambda a, b: a >= b) if goal.higher_is_better else (lambda a, b: a <= b)
-        verdict = "goal" if better(value, goal.goal) else "floor" if better(value, goal.floor) else "MISSED"
+        verdict = "goal" if goal.met(value, goal.goal) else "floor" if goal.met(value, goal.floor) else "MISSED"
         met = met and verdict != "MISSED"
         sign = "≥" if goal.higher_is_better else "≤"
         lines.append(f"| {goal.title} | {value:.3g} | {sign} {goal.goal:.3g} | {sign} {goal.floor:.3g} | {verdict} |")

@@ -75,7 +75,7 @@ class Upstream:
             try:
                 await answer.head()
             except NodeUnreachable:
-                if answer.heard or self._closed:
+                if answer.heard:
                     raise
             else:
                 return answer
@@ -116,6 +116,7 @@ class Upstream:
             return Connection(
                 node.url,
                 silence_max_s=self._read_timeout_s,
+                made=self.open.add,
                 idle=partial(self._give_back, node),
                 lost=partial(self._drop, node),
             )
@@ -132,12 +133,10 @@ class Upstream:
         if self._closed:
             made.close()
             raise NodeUnreachable(f"{node.url} was not asked: the router is stopping", cause="connect")
-        if not made.gone.done():
-            self.open.add(made)
         return made
 
     def _give_back(self, node: "_Node", connection: Connection) -> None:
-        if self._closed or len(node.idle) >= self._idle_max or self._nodes.get(node.url) is not node:
+        if len(node.idle) >= self._idle_max or self._nodes.get(node.url) is not node:
             connection.close()
             return
         loop = asyncio.get_running_loop()

@@ -169,6 +169,7 @@ async def test_a_full_disk_stops_the_log_and_not_the_service(tmp_path: Path, por
             size = largest_file(tmp_path)
             _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
+            health: dict[str, Any] = {}
             for _ in range(400):
                 assert (await to_thread(chat, found)).status_code == 200
                 health = (await to_thread(httpx.get, f"{found.url}/healthz")).json()

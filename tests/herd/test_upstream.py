@@ -1,9 +1,11 @@
 """What nodes and networks do to a client, done to ours over real sockets, on both event loops."""
 
 import asyncio
+import gc
 import hashlib
 import os
 import socket
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -544,6 +546,50 @@ async def test_a_connection_that_nobody_needs_is_closed_in_time() -> None:
 
 
 @on_both_loops
+async def test_a_connection_in_use_outlives_those_that_nobody_needs() -> None:
+    left: asyncio.Queue[int] = asyncio.Queue()
+
+    async def leave(peer: Peer) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                await peer.request()
+                await peer.say(HI)
+        left.put_nowait(peer.number)
+
+    async with node(leave) as at, upstream(idle_timeout_s=0.4) as client:
+        await asyncio.gather(get(client, at), get(client, at))
+        while left.empty():
+            await get(client, at)
+            await asyncio.sleep(0.01)
+        assert client.idle(at.url) == 1
+        assert at.connections == 2
+
+
+@on_both_loops
+async def test_a_node_that_hangs_up_at_once_leaves_no_trace() -> None:
+    async with node(reset) as at, upstream() as client:
+        for _ in range(50):
+            with pytest.raises(NodeUnreachable) as raised:
+                await get(client, at)
+            assert cause(raised) in ("reset", "connect")
+        for connection in list(client.open):
+            await connection.gone
+        assert client.open == set()
+
+
+@on_both_loops
+async def test_a_closed_client_leaves_nothing_behind() -> None:
+    async with node(playing(HI)) as at:
+        client = Upstream(connect_timeout_s=5, read_timeout_s=20)
+        await get(client, at)
+        await client.close()
+        trace = weakref.ref(client)
+        del client
+        gc.collect()
+        assert trace() is None
+
+
+@on_both_loops
 async def test_forget_closes_the_idle_ones_and_the_busy_ones_after_their_answers() -> None:
     left: asyncio.Queue[int] = asyncio.Queue()
     finish = asyncio.Event()
@@ -802,7 +848,7 @@ async def test_a_node_that_takes_no_connection_is_a_connect_failure() -> None:
             for sock in waiting:
                 sock.setblocking(False)
                 sock.connect_ex(address)
-            async with upstream(connect_timeout_s=0.1) as client:
+            async with asyncio.timeout(5), upstream(connect_timeout_s=0.1) as client:
                 with pytest.raises(NodeUnreachable, match=r"within 0\.1 s") as raised:
                     await client.send(f"http://127.0.0.1:{address[1]}", "GET", "/", [], b"")
                 assert cause(raised) == "connect"

@@ -49,6 +49,19 @@ class Wire(asyncio.Transport):
         self.paused = False
 
 
+def connect(wire: Wire, idle: list[Connection] | None = None) -> Connection:
+    """Return a connection over `wire`, which notes in `idle` each time that it may be used again."""
+    connection = Connection(
+        "the node",
+        silence_max_s=600,
+        made=lambda _: None,
+        idle=([] if idle is None else idle).append,
+        lost=lambda _: None,
+    )
+    connection.connection_made(wire)
+    return connection
+
+
 class Told(NamedTuple):
     """All that a reader can learn from an answer, and whether the connection may be used again."""
 
@@ -62,8 +75,7 @@ class Told(NamedTuple):
 async def play(pieces: Iterable[bytes], *, method: str = "GET", eof: bool = True) -> Told:
     wire = Wire()
     idle: list[Connection] = []
-    connection = Connection("the node", silence_max_s=60, idle=idle.append, lost=lambda _: None)
-    connection.connection_made(wire)
+    connection = connect(wire, idle)
     answer = connection.send(b"", b"", bodiless=method == "HEAD")
     for piece in pieces:
         if piece and not wire.aborted:
@@ -244,8 +256,7 @@ def test_what_came_before_a_failure_is_told_first() -> None:
 
 def test_a_lost_connection_is_no_clean_end_even_of_a_body_without_length() -> None:
     async def scenario() -> None:
-        connection = Connection("the node", silence_max_s=60, idle=lambda _: None, lost=lambda _: None)
-        connection.connection_made(Wire())
+        connection = connect(Wire())
         answer = connection.send(b"", b"", bodiless=False)
         connection.data_received(LAST["until the end"])
         connection.connection_lost(ConnectionResetError("reset by peer"))
@@ -366,8 +377,7 @@ def test_many_small_chunks_are_not_mistaken_for_framing_without_content() -> Non
 def test_a_node_has_to_wait_for_a_reader_who_is_slow() -> None:
     async def scenario() -> None:
         wire = Wire()
-        connection = Connection("the node", silence_max_s=60, idle=lambda _: None, lost=lambda _: None)
-        connection.connection_made(wire)
+        connection = connect(wire)
         answer = connection.send(b"", b"", bodiless=False)
         connection.data_received(OK + b"Content-Length: %d\r\n\r\n" % (4 * UNREAD_MAX_BYTES))
         connection.data_received(b"x" * UNREAD_MAX_BYTES)
@@ -389,8 +399,7 @@ def test_a_reader_who_is_slow_at_the_end_does_not_leave_the_connection_deaf() ->
     async def scenario() -> None:
         wire = Wire()
         idle: list[Connection] = []
-        connection = Connection("the node", silence_max_s=60, idle=idle.append, lost=lambda _: None)
-        connection.connection_made(wire)
+        connection = connect(wire, idle)
         answer = connection.send(b"", b"", bodiless=False)
         size = 2 * UNREAD_MAX_BYTES
         connection.data_received(OK + b"Content-Length: %d\r\n\r\n" % size + b"x" * (size - 1))
@@ -406,8 +415,7 @@ def test_a_reader_who_is_slow_at_the_end_does_not_leave_the_connection_deaf() ->
 def test_each_answer_has_a_bound_of_its_own() -> None:
     async def scenario() -> None:
         idle: list[Connection] = []
-        connection = Connection("the node", silence_max_s=60, idle=idle.append, lost=lambda _: None)
-        connection.connection_made(Wire())
+        connection = connect(Wire(), idle)
         for _ in range(10):
             answer = connection.send(b"", b"", bodiless=False)
             for piece in cut(OK + b"X-Long: " + b"a" * 20_000 + b"\r\nContent-Length: 0\r\n\r\n", [10_000]):
@@ -422,8 +430,7 @@ def test_an_answer_before_the_request_is_sent_costs_the_connection() -> None:
     async def scenario() -> None:
         wire = Wire()
         idle: list[Connection] = []
-        connection = Connection("the node", silence_max_s=60, idle=idle.append, lost=lambda _: None)
-        connection.connection_made(wire)
+        connection = connect(wire, idle)
         wire.full = connection.pause_writing
         answer = connection.send(b"", bytes(1_000_000), bodiless=False)
         connection.data_received(WHOLE["length"])
@@ -440,8 +447,7 @@ def test_an_answer_before_the_request_is_sent_costs_the_connection() -> None:
 def test_a_connection_lets_go_of_a_large_body(how: str) -> None:
     async def scenario() -> None:
         wire = Wire()
-        connection = Connection("the node", silence_max_s=60, idle=lambda _: None, lost=lambda _: None)
-        connection.connection_made(wire)
+        connection = connect(wire)
         body = bytearray(1_000_000)
         wire.full = connection.pause_writing if how == "aborted" else None
         answer = connection.send(b"", body, bodiless=False)
@@ -454,10 +460,24 @@ def test_a_connection_lets_go_of_a_large_body(how: str) -> None:
     asyncio.run(scenario())
 
 
+def test_a_request_on_a_connection_that_is_closing_is_not_written() -> None:
+    async def scenario() -> None:
+        wire = Wire()
+        connection = connect(wire)
+        wire.abort()
+        answer = connection.send(b"GET / HTTP/1.1\r\n\r\n", b"", bodiless=False)
+        with pytest.raises(NodeUnreachable) as raised:
+            await answer.head()
+        assert raised.value.cause == "reset"
+        assert not answer.heard
+        assert wire.written == b""
+
+    asyncio.run(scenario())
+
+
 def test_a_closed_connection_leaves_nothing_behind() -> None:
     async def scenario() -> None:
-        connection = Connection("the node", silence_max_s=600, idle=lambda _: None, lost=lambda _: None)
-        connection.connection_made(Wire())
+        connection = connect(Wire())
         answer = connection.send(b"", b"", bodiless=False)
         reading = asyncio.ensure_future(answer.head())
         await asyncio.sleep(0)
