@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import ipaddress
 import logging
 import os
 import signal
@@ -122,7 +123,7 @@ async def running(loaded: Loaded[RouterSettings], *, clock: Clock | None = None)
             wait_max_s=settings.queue_timeout,
         )
         app = make_app(Shared(core=core, settings=loaded, traces=table))
-        if settings.mdns:
+        if settings.mdns and not _is_loopback(settings.host):
             await stack.enter_async_context(announced(settings.mdns_service_type, settings.mdns_service_name, port))
         await stack.enter_async_context(_tasks(stopping, _watch_silence(core, settings), _keep_snapshots(core)))
         gc.freeze()  # what is loaded now stays; the collector need not look at it again
@@ -172,6 +173,14 @@ def _listening(settings: RouterSettings) -> Generator[socket.socket]:
             ) from error
         listener.setblocking(False)
         yield listener
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address, so that nobody else should be told of it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _open_store(settings: RouterSettings, clock: Clock, table: TraceTable) -> SQLiteStore:

@@ -61,7 +61,8 @@ async def infer(dispatcher: Dispatcher, scope: "HTTPScope", receive: "Receive", 
     client = _AsgiClient(send)
     path = scope["path"]
     if scope["method"] != "POST":
-        await _answer(client, 405, b"text/plain", b"405 method not allowed", (b"allow", b"POST"))
+        name = (b"x-request-id", dispatcher.new_id().encode())
+        await _answer(client, 405, b"text/plain", b"405 method not allowed", name, (b"allow", b"POST"))
         return
     try:
         body = await _body(receive)

@@ -11,6 +11,10 @@ from projections.fleet import Fleet, Node, canonical
 #: What is answered while no Ollama node is known: the level of the native API that our own translation speaks.
 VERSION_SPOKEN = "0.9.0"
 
+#: When a model leaves memory whose engine names no time: never, as Ollama says it of a model with `keep_alive` -1. A
+#: time that is past would show as a model that is just being unloaded.
+FOREVER = "2318-01-01T00:00:00Z"
+
 
 def tags(fleet: Fleet) -> dict[str, Any]:
     """Return the body of `GET /api/tags`: each model once, newest first, with the nodes that have it."""
@@ -94,7 +98,7 @@ def _tag(copies: list[tuple[Node, Model]]) -> dict[str, Any]:
 
 
 def _loaded(copies: list[tuple[Node, Resident]]) -> dict[str, Any]:
-    node, model = max(copies, key=lambda copy: copy[1].expires_at)
+    node, model = max(copies, key=lambda copy: _expiry(copy[1]))
     name = display(model.name)
     on_disk = node.models.get(canonical(name), Model(name=name))
     return {
@@ -110,12 +114,16 @@ def _loaded(copies: list[tuple[Node, Resident]]) -> dict[str, Any]:
             "parameter_size": model.parameter_size or on_disk.parameter_size,
             "quantization_level": model.quantization or on_disk.quantization,
         },
-        "expires_at": model.expires_at or _modified(on_disk, node),
+        "expires_at": _expiry(model),
         "size_vram": model.size_vram_bytes,
         "context_length": min((copy.context_length for _, copy in copies if copy.context_length), default=0),
         "fleet_node": node.name,
         "fleet_nodes": sorted(holder.name for holder, _ in copies),
     }
+
+
+def _expiry(model: Resident) -> str:
+    return model.expires_at or FOREVER
 
 
 def _modified(model: Model, node: Node) -> str:

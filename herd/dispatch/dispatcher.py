@@ -9,7 +9,7 @@ import asyncio
 import logging
 from http import HTTPStatus
 
-from events.types import RouteChosen
+from events.types import Eliminated, RouteChosen
 from herd.core import Core
 from herd.dispatch.lanes import Lanes
 from herd.dispatch.relay import Relay, relay_for
@@ -161,6 +161,8 @@ def may_ask_another(error: UpstreamError, parsed: Parsed) -> bool:
     if error.status >= 500:
         # Ollama answers two kinds of bad input with 500.
         return not text.startswith(('option "', "invalid format"))
+    if "exceeds the available context size" in text:
+        return True  # llama.cpp cuts nothing off, where Ollama would, or a node with a longer context need not
     # Ollama reports a runner that crashed over an embedding as 400.
     return parsed.kind == "embed" and text.startswith("do embedding request")
 
@@ -172,7 +174,7 @@ def nobody(chosen: RouteChosen, parsed: Parsed, fleet: Fleet) -> HerdError:
         return failure.model_not_found(parsed.path, parsed.asked)
     refused = [refusal for refusal in chosen.eliminated if refusal.node in holders]
     if all(refusal.reason == "capability" for refusal in refused):
-        return incapable(parsed, refused[0].detail)
+        return incapable(parsed, refused[0], fleet)
     reasons = "; ".join(f"{refusal.node}: {refusal.detail or refusal.reason}" for refusal in refused)
     return NoNodeAvailable(
         f"model '{parsed.asked}' cannot be served now ({reasons})",
@@ -180,8 +182,11 @@ def nobody(chosen: RouteChosen, parsed: Parsed, fleet: Fleet) -> HerdError:
     )
 
 
-def incapable(parsed: Parsed, detail: str) -> BadRequest:
+def incapable(parsed: Parsed, refused: Eliminated, fleet: Fleet) -> BadRequest:
     """Return the error for a model that cannot do what is asked, in Ollama's words."""
-    if "tools" in parsed.needs:
-        return BadRequest(f"registry.ollama.ai/library/{parsed.model} does not support tools", hint=detail)
-    return BadRequest(f'"{parsed.asked}" does not support {parsed.kind}', hint=detail)
+    model = fleet.nodes[refused.node].models.get(parsed.model)
+    lacking = [need for need in parsed.needs if model is None or need not in model.capabilities]
+    if lacking:
+        text = f"registry.ollama.ai/library/{parsed.model} does not support {lacking[0]}"
+        return BadRequest(text, hint=refused.detail)
+    return BadRequest(f'"{parsed.asked}" does not support {parsed.kind}', hint=refused.detail)

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import ollama
 import openai
+import psutil
 import pytest
 
 from herd.errors import StartupError
@@ -103,7 +105,7 @@ def each_node(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-# --- what a client gets through the router is what the node says --------------------------------------------------------
+# --- what a client gets through the router is what the node says ----------------------------------------------------
 
 _MASKS = (
     (re.compile(rb'"created_at":"[^"]+"'), b'"created_at":"then"'),
@@ -218,7 +220,7 @@ def test_the_data_about_different_words_is_about_cases_that_exist() -> None:
     assert DIFFERENT.keys() <= BEFORE_A_NODE.keys()
 
 
-# --- what the router makes of what its agents say -----------------------------------------------------------------------
+# --- what the router makes of what its agents say -------------------------------------------------------------------
 
 
 def test_a_model_is_asked_of_the_machine_that_has_it(fleet: Fleet, node: str) -> None:
@@ -255,7 +257,7 @@ def test_what_is_in_memory_is_seen_and_what_was_unloaded_is_gone(fleet: Fleet, n
     until(loaded, lambda names: not any(node in nodes for nodes in names.values()))
 
 
-# --- the clients that people use ----------------------------------------------------------------------------------------
+# --- the clients that people use ------------------------------------------------------------------------------------
 
 
 def texts(client: ollama.Client, model: str) -> list[str]:
@@ -275,7 +277,6 @@ NATIVE_CALLS: dict[str, Callable[[ollama.Client, str, str], Any]] = {
     "chat with an unknown model": lambda client, *_: client.chat("nope", HI),
     "chat with an unknown model, streamed": lambda client, *_: list(client.chat("nope", HI, stream=True)),
     "embed with an unknown model": lambda client, *_: client.embed("nope", "a"),
-    "chat without a model": lambda client, *_: client.chat("", HI),
     "chat with an embedding model": lambda client, _, embed: client.chat(embed, HI),
     "tools for a model without": lambda client, chat, _: client.chat(chat, HI, tools=[len]),
     "an option of the wrong type": lambda client, chat, _: client.chat(chat, HI, options={"num_ctx": "x"}),
@@ -366,24 +367,32 @@ def test_the_clients_list_the_models_of_all_machines_once(fleet: Fleet) -> None:
     assert all(model.size > 10**7 and model.expires_at for model in in_memory)
 
 
-def test_a_client_that_leaves_a_stream_frees_the_slot_and_the_model(fleet: Fleet, node: str) -> None:
-    long = SHORT | {"num_predict": 4000, "num_ctx": 4096}
-    body = {"model": chat_on(node), "messages": [{"role": "user", "content": "Count up to a thousand."}]}
-    with (
-        httpx.Client(base_url=fleet.router.url, timeout=WAIT_S, trust_env=False) as client,
-        client.stream("POST", "/api/chat", json=body | {"options": long}) as answer,
-    ):
-        request = answer.headers["x-request-id"]
-        next(answer.iter_lines())
-        assert fleet.router.get("/fleet/queue")["in_flight"] == 1
-    until(lambda: fleet.router.get("/fleet/queue"), lambda queue: queue["in_flight"] == 0)
-    # Its only slot is free as well: else this would wait for thousands of tokens.
-    as_ollama(fleet.nodes[node].url, lambda client: client.chat(chat_on(node), HI, options=SHORT))
+STORY = {"prompt": "Write a very long story about a fleet of ships.", "options": {"temperature": 0}}
+
+
+def test_a_client_that_leaves_a_stream_frees_the_slot(fleet: Fleet, node: str) -> None:
+    request = left_alone(fleet.router, chat_on(node))
+    body = {"model": chat_on(node), "messages": HI, "options": SHORT, "stream": False}
+    answer = fleet.router.http.post("/api/chat", json=body, timeout=WAIT_S)
+    assert (answer.status_code, answer.headers["x-fleet-node"]) == (200, node)
     traces = fleet.router.get("/dashboard/api/traces", limit=5)["traces"]
     assert [trace["status"] for trace in traces if trace["request_id"] == request] == ["client_disconnected"]
 
 
-# --- what is left of it -------------------------------------------------------------------------------------------------
+def left_alone(router: Watched, model: str) -> str:
+    """Let a client leave its stream after the first line; return the request's id when the router has let go of it."""
+    with (
+        httpx.Client(base_url=router.url, timeout=WAIT_S, trust_env=False) as client,
+        client.stream("POST", "/api/generate", json={"model": model, **STORY}) as answer,
+    ):
+        lines = answer.iter_lines()  # kept: the client hangs up when it is forgotten
+        next(lines)
+        assert router.get("/fleet/queue")["in_flight"] == 1
+    until(lambda: router.get("/fleet/queue"), lambda queue: queue["in_flight"] == 0)
+    return answer.headers["x-request-id"]
+
+
+# --- what is left of it ---------------------------------------------------------------------------------------------
 
 #: As they stand in the documentation that users have.
 SLOWEST = (
@@ -452,7 +461,7 @@ def test_the_log_file_of_the_router_is_made_of_json_lines(fleet: Fleet) -> None:
     )
 
 
-# --- a machine without Ollama -------------------------------------------------------------------------------------------
+# --- a machine without Ollama ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", name="tiny")
@@ -555,40 +564,82 @@ def test_the_fleet_says_what_answers_on_a_machine_without_ollama(tiny: Watched) 
     assert f"llama.cpp {fetch.engine_version()}" in shown.stdout
 
 
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [
-        (lambda client: client.chat("nope", HI), ("ResponseError", 404)),
-        (lambda client: client.embed(CHAT_MODEL, "a"), ("ResponseError", 400)),
-        (lambda client: client.chat(CHAT_MODEL, HI, format="xml"), ("ResponseError", 400)),
-    ],
-    ids=["unknown model", "embedding by a chat model", "unknown format"],
-)
-def test_errors_of_a_translated_node_are_ollamas(tiny: Watched, call: Any, error: tuple[str, int]) -> None:
-    assert as_ollama(tiny.url, call) == error
+def test_errors_of_a_translated_node_reach_the_client_as_ollamas(tiny: Watched) -> None:
+    def embed(client: ollama.Client) -> Any:
+        return client.embed(CHAT_MODEL, "a")
+
+    assert as_ollama(tiny.url, lambda client: client.chat("nope", HI)) == ("ResponseError", 404)
+    assert as_ollama(tiny.url, embed) == ("ResponseError", 501)  # Ollama makes vectors with any model
+    wrong = {"model": CHAT_MODEL, "messages": HI, "format": "xml"}
+    answer = tiny.http.post("/api/chat", json=wrong)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("invalid format")
+    pictured = tiny.http.post("/api/generate", json={"model": CHAT_MODEL, "prompt": "Hi", "images": ["aGk="]})
+    assert pictured.status_code == 400
+    assert pictured.json() == {"error": f"registry.ollama.ai/library/{CHAT_MODEL} does not support vision"}
 
 
-def test_a_client_that_leaves_llama_cpp_frees_the_slot(tiny: Watched) -> None:
-    body = {"model": CHAT_MODEL, "messages": HI, "options": {"num_predict": 3000, "temperature": 1}}
-    with (
-        httpx.Client(base_url=tiny.url, timeout=WAIT_S, trust_env=False) as client,
-        client.stream("POST", "/api/chat", json=body) as answer,
-    ):
-        next(answer.iter_lines())
-    until(lambda: tiny.get("/fleet/queue"), lambda queue: queue["in_flight"] == 0)
-    slots = httpx.get(f"{tiny.node('tiny')['ollama_url']}/slots", trust_env=False)
-    if slots.status_code == 200:
-        until(
-            lambda: httpx.get(f"{tiny.node('tiny')['ollama_url']}/slots", trust_env=False).json(),
-            lambda slots: not any(slot["is_processing"] for slot in slots),
-        )
+def test_a_model_that_never_leaves_memory_is_listed_so(tiny: Watched) -> None:
+    (loaded,) = as_ollama(tiny.url, lambda client: client.ps().models)
+    assert loaded.model == CHAT_MODEL
+    assert loaded.context_length == 4096
+    assert loaded.expires_at.year > 2300
+
+
+def test_a_client_that_leaves_llama_cpp_frees_the_slot_and_the_model(tiny: Watched) -> None:
+    def works() -> bool:
+        slots = httpx.get(f"{tiny.node('tiny')['ollama_url']}/slots", trust_env=False).raise_for_status().json()
+        return any(slot["is_processing"] for slot in slots)
+
+    left_alone(tiny, CHAT_MODEL)
+    until(works, lambda working: not working)
 
 
 def test_one_model_may_be_served_by_nodes_of_both_dialects(
     tiny: Watched, ollama_093: RealOllama, tmp_path: Path
 ) -> None:
-    with agent(tmp_path, "large", router_url=tiny.url, ollama=ollama_093.url) as large:
+    asked = {"model": CHAT_MODEL, "messages": HI, "options": SHORT | {"num_predict": 30}, "stream": False}
+    httpx.post(f"{ollama_093.url}/api/chat", json=asked, timeout=WAIT_S, trust_env=False).raise_for_status()
+    with agent(tmp_path, "large", router_url=tiny.url, ollama=ollama_093.url) as large, ThreadPoolExecutor(4) as pool:
         tiny.wait_for("large", up=True)
-        counted = as_ollama(tiny.url, lambda client: client.list().models)
-        assert [model.model for model in counted].count(CHAT_MODEL) == 1
+        until(lambda: tiny.node("large")["ollama"]["models_loaded"])
+        listed = as_ollama(tiny.url, lambda client: client.list().models)
+        assert [model.model for model in listed].count(CHAT_MODEL) == 1
+        for path, limit in (("/api/chat", asked), ("/v1/chat/completions", asked | {"max_tokens": 30})):
+            calls = [pool.submit(tiny.http.post, path, json=limit, timeout=WAIT_S) for _ in range(4)]
+            answers = [call.result() for call in calls]
+            assert {answer.status_code for answer in answers} == {200}
+            assert {answer.headers["x-fleet-node"] for answer in answers} == {"tiny", "large"}
         assert large.stop() == 0
+    tiny.wait_for("large", "offline")
+
+
+def test_llama_cpp_ends_with_its_agent_but_not_before_the_stream_that_runs(tmp_path: Path, tiny: Watched) -> None:
+    home = tmp_path / "brief"
+    home.mkdir()
+    for name in ("models", "engines"):
+        if (tiny.home / "tiny" / name).exists():
+            (home / name).symlink_to(tiny.home / "tiny" / name)
+    nowhere = f"127.0.0.1:{free_port()}"
+    with (
+        watched_router(tmp_path) as router,
+        agent(tmp_path, "brief", router_url=router.url, engine="auto", ollama=nowhere) as brief,
+    ):
+        router.wait_for("brief", up=True)
+        processes = psutil.Process(brief.process.pid).children(recursive=True)
+        assert processes
+        lines: list[str] = []
+        asked = {"model": CHAT_MODEL, "prompt": STORY["prompt"], "options": SHORT | {"num_predict": 60}}
+        with router.http.stream("POST", "/api/generate", json=asked, timeout=WAIT_S) as answer:
+            for line in answer.iter_lines():
+                lines.append(line)
+                if len(lines) == 1:
+                    brief.process.terminate()
+                    router.wait_for("brief", "draining")
+        assert brief.process.wait(30) == 0
+        router.wait_for("brief", "offline")
+    last = json.loads(lines[-1])
+    assert (last["done"], last["done_reason"], last["eval_count"]) == (True, "length", 60)
+    assert "the built-in llama.cpp serves instead" in brief.said
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+    assert proven(tmp_path) == 1

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,32 @@ async def test_an_embedding_model_does_not_chat(tmp_path: Path) -> None:
         assert len(embedded.json()["embeddings"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("needed", "asked"),
+    [("tools", {"tools": [{"type": "function"}]}), ("vision", {"messages": [{"content": "hi", "images": ["aGk="]}]})],
+)
+async def test_what_a_model_lacks_is_named(tmp_path: Path, needed: str, asked: dict[str, Any]) -> None:
+    async with fleet(tmp_path, [FakeOllama(models=["llama3:8b@completion"])]) as found:
+        answer = await found.chat(**asked)
+        assert answer.status_code == 400
+        assert answer.json()["error"] == f"registry.ollama.ai/library/llama3:8b does not support {needed}"
+
+
+async def test_a_prompt_too_long_for_one_node_is_asked_of_another(tmp_path: Path) -> None:
+    async with fleet(tmp_path, [FakeOllama(), FakeOllama()]) as found:
+        faults = found.nodes["node-0"].faults
+        faults.status, faults.status_text = 400, "request (9 tokens) exceeds the available context size (8 tokens)"
+        await retried(found)
+
+
+async def test_a_model_whose_engine_names_no_expiry_stays_and_is_not_about_to_leave(tmp_path: Path) -> None:
+    async with fleet(tmp_path, [FakeOllama()]) as found:
+        await found.chat()
+        await found.report()  # the body of the peer's agents has no expiry
+        (loaded,) = (await found.client.get("/api/ps")).json()["models"]
+        assert datetime.fromisoformat(loaded["expires_at"]) > datetime.now(UTC) + timedelta(days=36500)
+
+
 async def test_load_goes_to_the_idle_machine(tmp_path: Path) -> None:
     nodes = [FakeOllama(), FakeOllama()]
     async with fleet(tmp_path, nodes) as found:
@@ -352,6 +379,7 @@ async def test_every_answer_has_an_id(tmp_path: Path) -> None:
             assert (await found.client.get(path)).headers["x-request-id"], path
         for path in ("/api/chat", "/v1/chat/completions", "/heartbeat"):
             assert (await found.client.post(path, content=b"{")).headers["x-request-id"], path
+            assert (await found.client.get(path)).headers["x-request-id"], path
 
 
 async def test_the_fleet_looks_like_one_ollama(tmp_path: Path) -> None:

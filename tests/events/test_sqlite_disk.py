@@ -34,6 +34,7 @@ class Disk:
         self.fails_at = ""
         self.when: Literal["before", "after"] = "before"
         self.failures = 0
+        self.connections = 0
         self.tried = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
@@ -58,6 +59,7 @@ class FailingConnection:
 
     def __init__(self, disk: Disk, connection: "Connection") -> None:
         self.disk, self.real = disk, connection
+        disk.connections += 1
 
     @property
     def in_transaction(self) -> bool:
@@ -73,6 +75,7 @@ class FailingConnection:
         self.real.rollback()
 
     def close(self) -> None:
+        self.disk.connections -= 1
         self.real.close()
 
 
@@ -148,6 +151,7 @@ async def test_the_store_goes_on_while_the_disk_is_full_and_recovers_by_itself(
     await recovered(store, disk)
     assert list(store.read()) == [before, *more]
     assert (store.state.failing_since, store.state.failure, store.state.lost) == (None, "", 0)
+    assert disk.connections == 1
 
 
 async def test_a_commit_in_doubt_is_not_repeated(store: SQLiteStore, disk: Disk) -> None:
