@@ -32,7 +32,8 @@ class InlineProjection(Protocol):
     """A view in the log's own database and transactions: never half applied, never counted twice.
 
     Both methods run on the store's writer thread, in a transaction that the store begins and commits; a `cursor` is a
-    plain DBAPI cursor. What they raise fails the transaction.
+    plain DBAPI cursor. One that raises for a reason other than the disk is set aside until the next start, so that a bug
+    in a view cannot stop the log.
     """
 
     @property

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 #: A larger request body is refused. Ollama has no limit, but a router has many clients and one memory.
 BODY_MAX = 512 * 1024 * 1024
 
+#: Nobody hangs up within a few milliseconds, and most of what a listener costs is its start: an answer that is faster
+#: needs none.
+LISTEN_AFTER_S = 0.005
+
 #: The client's headers that a node may see. Everything else (Host, Origin, credentials, hop-by-hop) stays here.
 FORWARDED = frozenset((b"content-type", b"accept", b"user-agent", b"content-encoding"))
 
@@ -88,8 +92,10 @@ async def infer(dispatcher: Dispatcher, scope: "HTTPScope", receive: "Receive", 
 
 async def _until_gone(dispatcher: Dispatcher, job: Job, client: _AsgiClient, receive: "Receive") -> None:
     """Serve the job, and stop serving it as soon as the client hangs up."""
+    loop = asyncio.get_running_loop()
     serving = asyncio.current_task()
     assert serving is not None
+    listener: asyncio.Task[None] | None = None
 
     async def listen() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -97,7 +103,11 @@ async def _until_gone(dispatcher: Dispatcher, job: Job, client: _AsgiClient, rec
         client.gone = True
         serving.cancel()
 
-    listener = asyncio.create_task(listen())
+    def start() -> None:
+        nonlocal listener
+        listener = loop.create_task(listen())
+
+    timer = loop.call_later(LISTEN_AFTER_S, start)
     try:
         await dispatcher.serve(job, client)
     except asyncio.CancelledError:
@@ -105,7 +115,9 @@ async def _until_gone(dispatcher: Dispatcher, job: Job, client: _AsgiClient, rec
             raise
         serving.uncancel()
     finally:
-        listener.cancel()
+        timer.cancel()
+        if listener is not None:
+            listener.cancel()
 
 
 async def _body(receive: "Receive") -> bytes:

@@ -104,7 +104,10 @@ class Dispatcher:
             self.lanes.leave(waiter)
 
     async def _ask(self, run: Run, relay: Relay, node: Node) -> None:
-        answer = await self._upstream.send(node.url, "POST", relay.path, run.job.headers, relay.body)
+        try:
+            answer = await self._upstream.send(node.url, "POST", relay.path, run.job.headers, relay.body)
+        except ValueError as error:
+            raise BadRequest(f"a header of this request cannot be passed on: {error}") from error
         try:
             if answer.status >= HTTPStatus.BAD_REQUEST:
                 body = await answer.read_all(ERROR_BODY_MAX)

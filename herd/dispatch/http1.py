@@ -172,14 +172,12 @@ class Connection(asyncio.Protocol):
         name: str,
         *,
         silence_max_s: float,
-        made: Callable[["Connection"], None],
         idle: Callable[["Connection"], None],
         lost: Callable[["Connection"], None],
     ) -> None:
-        """Call the node `name` in messages, `made` at the start, `idle` when another request may follow, `lost` at the end."""
+        """Call the node `name` in messages, `idle` whenever a request may follow, and `lost` once at the end."""
         self._name = name
         self._silence_max_s = silence_max_s
-        self._made = made
         self._idle = idle
         self._lost = lost
         self._loop = asyncio.get_running_loop()
@@ -239,7 +237,6 @@ class Connection(asyncio.Protocol):
         """Begin idle. asyncio and uvloop have set TCP_NODELAY."""
         # uvloop's transports are asyncio's in all but name.
         self.transport = cast("asyncio.Transport", transport)
-        self._made(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what the node sent, through the callbacks `on_…`."""

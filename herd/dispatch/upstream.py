@@ -116,7 +116,6 @@ class Upstream:
             return Connection(
                 node.url,
                 silence_max_s=self._read_timeout_s,
-                made=self.open.add,
                 idle=partial(self._give_back, node),
                 lost=partial(self._drop, node),
             )
@@ -133,6 +132,9 @@ class Upstream:
         if self._closed:
             made.close()
             raise NodeUnreachable(f"{node.url} was not asked: the router is stopping", cause="connect")
+        # Not in connection_made: when cancelled, uvloop closes what it made without calling connection_lost.
+        if not made.gone.done():
+            self.open.add(made)
         return made
 
     def _give_back(self, node: "_Node", connection: Connection) -> None:

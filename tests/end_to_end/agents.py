@@ -113,7 +113,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def watched_router(home: Path, port: int = 0, **settings: str) -> Generator["Watched"]:
+def watched_router(home: Path, port: int = 0, **settings: Any) -> Generator["Watched"]:
     """Start a router on the default data directory of this home; a free port is chosen unless one is given."""
     with router(home / ".fleet-manager", port or free_port(), **settings) as found, Watched(found, home) as watched:
         yield watched
@@ -140,7 +140,7 @@ class Watched:
 
     def node(self, name: str) -> dict[str, Any]:
         """Return the status of a node, empty where there is none of that name."""
-        return next((node for node in self.get("/fleet/status")["nodes"] if node["node_id"] == name), {})
+        return next((node for node in self.get("/fleet/status")["nodes"] if node["node_id"] == name), dict[str, Any]())
 
     def wait_for(self, name: str, status: str = "online", *, up: bool | None = None) -> dict[str, Any]:
         """Return a node as soon as it has a status, and its engine is up or down where that is asked."""

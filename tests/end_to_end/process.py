@@ -33,14 +33,15 @@ class RouterProcess:
 
 def command(home: Path, port: int, *flags: str) -> list[str]:
     """Return the command line of a router."""
-    base = [sys.executable, "-m", "herd.cli.herd", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    base = [sys.executable, "-m", "herd.cli.herd", "serve", "--port", str(port)]
     return [*base, "--data-dir", str(home), *flags]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this process's environment without anybody's settings."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
-    return clean | {"FLEET_MDNS": "false", "FLEET_ENV_FILE": "/nonexistent/env"} | dict(extra or {})
+    quiet = {"FLEET_HOST": "127.0.0.1", "FLEET_MDNS": "false", "FLEET_ENV_FILE": "/nonexistent/env"}
+    return clean | quiet | dict(extra or {})
 
 
 @contextmanager

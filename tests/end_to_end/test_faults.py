@@ -3,7 +3,6 @@
 import hashlib
 import resource
 import socket
-import sqlite3
 import subprocess
 import threading
 from asyncio import to_thread
@@ -13,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from events.sqlite import open_readonly
+from events.sqlite import driver, open_readonly
 from events.types import RequestFinished, RequestReceived, RouterRecovered
 from projections.runner import verify_file
 from tests.end_to_end.process import RouterProcess, command, environment, router
@@ -132,7 +131,7 @@ def test_a_taken_port_is_told_with_a_hint(tmp_path: Path, port: int) -> None:
 
 def test_the_peers_database_is_recognised_and_left_unharmed(tmp_path: Path, port: int) -> None:
     database = tmp_path / "latency.db"
-    connection = sqlite3.connect(database)
+    connection = driver.connect(database)
     connection.executescript(
         "CREATE TABLE request_traces (id INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL);"
         "CREATE TABLE latency_observations (id INTEGER PRIMARY KEY, node_id TEXT NOT NULL);"

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from herd.node.engines import fetch
 from tests.contract.wording import ERRORS, Wrong
 from tests.end_to_end.agents import Watched, agent, free_port, herd, lines_with, until, watched_router
 from tests.engines.fixtures import ENGINE_TIMEOUT_S, unavailable
-from tests.engines.get_ollama import EngineUnavailable, get_weights, once
+from tests.engines.get_ollama import EngineUnavailable, get_ollama, get_weights, once
 from tests.engines.real_ollama import CHAT_MODEL, EMBED_MODEL, RealOllama
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(ENGINE_TIMEOUT_S)]
@@ -249,65 +249,73 @@ def test_what_is_in_memory_is_seen_and_what_was_unloaded_is_gone(fleet: Fleet, n
     fleet.router.http.post("/api/generate", json={"model": embed_on(node), "keep_alive": -1}, timeout=WAIT_S)
     fleet.router.http.post("/api/embed", json={"model": embed_on(node), "input": "a", "keep_alive": -1}, timeout=WAIT_S)
     # Its server names one of the names of these weights: that by which they were loaded.
-    names = until(loaded, lambda names: any([node] == nodes or node in nodes for nodes in names.values()))
-    assert names
+    names = until(loaded, lambda names: any(node in nodes for nodes in names.values()))
     for name in [name for name, nodes in names.items() if node in nodes]:
         body = {"model": name, "keep_alive": 0}
         httpx.post(f"{fleet.nodes[node].url}/api/generate", json=body, timeout=WAIT_S, trust_env=False)
     until(loaded, lambda names: not any(node in nodes for nodes in names.values()))
 
 
+def test_a_model_that_both_have_in_memory_is_served_by_both(fleet: Fleet) -> None:
+    asked = {"model": CHAT_MODEL, "messages": HI, "options": SHORT | {"num_predict": 20}, "stream": False}
+    for node, server in fleet.nodes.items():
+        httpx.post(f"{server.url}/api/chat", json=asked, timeout=WAIT_S, trust_env=False).raise_for_status()
+        until(lambda node=node: fleet.router.node(node)["ollama"]["models_loaded"])
+    with ThreadPoolExecutor(4) as pool:
+        assert served_by(fleet.router, "/api/chat", asked, pool) == {"new", "old"}
+
+
 # --- the clients that people use ------------------------------------------------------------------------------------
 
 
-def texts(client: ollama.Client, model: str) -> list[str]:
+def texts(client: Any, model: str) -> list[str]:
     return [part.message.content or "" for part in client.chat(model, HI, stream=True, options=SHORT)]
 
 
-NATIVE_CALLS: dict[str, Callable[[ollama.Client, str, str], Any]] = {
-    "chat": lambda client, chat, _: client.chat(chat, HI, options=SHORT).message.content,
-    "chat, streamed": lambda client, chat, _: texts(client, chat),
-    "generate": lambda client, chat, _: client.generate(chat, "Hi", options=SHORT).response,
-    "generate, streamed": lambda client, chat, _: [
+NATIVE_CALLS: dict[str, Callable[[Any, str, str], Any]] = {
+    "chat": lambda client, chat, _embed: client.chat(chat, HI, options=SHORT).message.content,
+    "chat, streamed": lambda client, chat, _embed: texts(client, chat),
+    "generate": lambda client, chat, _embed: client.generate(chat, "Hi", options=SHORT).response,
+    "generate, streamed": lambda client, chat, _embed: [
         part.response for part in client.generate(chat, "Hi", stream=True, options=SHORT)
     ],
-    "load": lambda client, chat, _: client.generate(chat).done_reason,
-    "embed": lambda client, _, embed: client.embed(embed, ["a house", "a home"]).embeddings,
-    "embeddings": lambda client, _, embed: client.embeddings(embed, "a house").embedding,
-    "chat with an unknown model": lambda client, *_: client.chat("nope", HI),
-    "chat with an unknown model, streamed": lambda client, *_: list(client.chat("nope", HI, stream=True)),
-    "embed with an unknown model": lambda client, *_: client.embed("nope", "a"),
-    "chat with an embedding model": lambda client, _, embed: client.chat(embed, HI),
-    "tools for a model without": lambda client, chat, _: client.chat(chat, HI, tools=[len]),
-    "an option of the wrong type": lambda client, chat, _: client.chat(chat, HI, options={"num_ctx": "x"}),
+    "load": lambda client, chat, _embed: client.generate(chat).done_reason,
+    "embed": lambda client, _chat, embed: client.embed(embed, ["a house", "a home"]).embeddings,
+    "embeddings": lambda client, _chat, embed: client.embeddings(embed, "a house").embedding,
+    "chat with an unknown model": lambda client, _chat, _embed: client.chat("nope", HI),
+    "chat with an unknown model, streamed": lambda client, _chat, _embed: list(client.chat("nope", HI, stream=True)),
+    "embed with an unknown model": lambda client, _chat, _embed: client.embed("nope", "a"),
+    "chat with an embedding model": lambda client, _chat, embed: client.chat(embed, HI),
+    "tools for a model without": lambda client, chat, _embed: client.chat(chat, HI, tools=[len]),
+    "an option of the wrong type": lambda client, chat, _embed: client.chat(chat, HI, options={"num_ctx": "x"}),
 }
 
-OPENAI_CALLS: dict[str, Callable[[openai.OpenAI, str, str], Any]] = {
-    "chat": lambda client, chat, _: client.chat.completions.create(
-        model=chat, messages=HI, max_tokens=8, temperature=0  # pyright: ignore[reportArgumentType] - plain dicts do
+OPENAI_CALLS: dict[str, Callable[[Any, str, str], Any]] = {
+    "chat": lambda client, chat, _embed: client.chat.completions.create(
+        model=chat, messages=HI, max_tokens=8, temperature=0
     ).choices[0].message.content,
-    "chat, streamed": lambda client, chat, _: [
+    "chat, streamed": lambda client, chat, _embed: [
         (part.choices[0].delta.content if part.choices else part.usage and part.usage.completion_tokens)
         for part in client.chat.completions.create(
-            model=chat, messages=HI, max_tokens=8, temperature=0,  # pyright: ignore[reportArgumentType]
+            model=chat, messages=HI, max_tokens=8, temperature=0,
             stream=True, stream_options={"include_usage": True},
         )
     ],
-    "completions": lambda client, chat, _: client.completions.create(
+    "completions": lambda client, chat, _embed: client.completions.create(
         model=chat, prompt="Hi", max_tokens=8, temperature=0
     ).choices[0].text,
-    "embeddings": lambda client, _, embed: [
+    "embeddings": lambda client, _chat, embed: [
         vector.embedding for vector in client.embeddings.create(model=embed, input=["a house", "a home"]).data
     ],
-    "an unknown model": lambda client, *_: client.chat.completions.create(
-        model="nope", messages=HI  # pyright: ignore[reportArgumentType]
+    "an unknown model": lambda client, _chat, _embed: client.chat.completions.create(
+        model="nope", messages=HI
     ),
-    "an unknown model, streamed": lambda client, *_: client.chat.completions.create(
-        model="nope", messages=HI, stream=True  # pyright: ignore[reportArgumentType]
+    "an unknown model, streamed": lambda client, _chat, _embed: client.chat.completions.create(
+        model="nope", messages=HI, stream=True
     ),
-    "embeddings of an unknown model": lambda client, *_: client.embeddings.create(model="nope", input="a"),
-    "chat with an embedding model": lambda client, _, embed: client.chat.completions.create(
-        model=embed, messages=HI  # pyright: ignore[reportArgumentType]
+    "embeddings of an unknown model": lambda client, _chat, _embed: client.embeddings.create(model="nope", input="a"),
+    "chat with an embedding model": lambda client, _chat, embed: client.chat.completions.create(
+        model=embed, messages=HI
     ),
 }  # fmt: skip
 
@@ -320,19 +328,20 @@ def outcome(call: Callable[[], Any]) -> Any:
         return type(error).__name__, error.status_code
 
 
-def as_ollama(url: str, call: Callable[[ollama.Client], Any]) -> Any:
-    with ollama.Client(url, timeout=WAIT_S, trust_env=False) as client:
+def as_ollama(url: str, call: Callable[[Any], Any]) -> Any:
+    client: Any = ollama.Client(url, timeout=WAIT_S, trust_env=False)
+    with closing(client):
         return outcome(lambda: call(client))
 
 
-def as_openai(url: str, call: Callable[[openai.OpenAI], Any]) -> Any:
+def as_openai(url: str, call: Callable[[Any], Any]) -> Any:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=WAIT_S) as client:
         return outcome(lambda: call(client))
 
 
 @pytest.mark.parametrize("case", NATIVE_CALLS)
 def test_the_ollama_client_sees_one_ollama(fleet: Fleet, node: str, case: str) -> None:
-    def call(client: ollama.Client) -> Any:
+    def call(client: Any) -> Any:
         return NATIVE_CALLS[case](client, chat_on(node), embed_on(node))
 
     as_ollama(fleet.router.url, call)
@@ -343,7 +352,7 @@ def test_the_ollama_client_sees_one_ollama(fleet: Fleet, node: str, case: str) -
 
 @pytest.mark.parametrize("case", OPENAI_CALLS)
 def test_the_openai_client_sees_one_ollama(fleet: Fleet, node: str, case: str) -> None:
-    def call(client: openai.OpenAI) -> Any:
+    def call(client: Any) -> Any:
         return OPENAI_CALLS[case](client, chat_on(node), embed_on(node))
 
     as_openai(fleet.router.url, call)
@@ -365,6 +374,30 @@ def test_the_clients_list_the_models_of_all_machines_once(fleet: Fleet) -> None:
     as_ollama(fleet.router.url, lambda client: client.chat(chat_on("new"), HI, options=SHORT, keep_alive=-1))
     in_memory = until(lambda: as_ollama(fleet.router.url, lambda client: client.ps().models))
     assert all(model.size > 10**7 and model.expires_at for model in in_memory)
+
+
+def by_command(url: str, home: Path, *arguments: str) -> str:
+    """Return what the `ollama` command prints."""
+    try:
+        program = get_ollama("0.9.3")
+    except EngineUnavailable as error:
+        unavailable(error)
+    done = subprocess.run(
+        [program, *arguments], env={"HOME": str(home), "OLLAMA_HOST": url},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_ollama_command_sees_one_ollama(fleet: Fleet, tmp_path: Path) -> None:
+    url = fleet.router.url
+    listed = by_command(url, tmp_path, "list").splitlines()
+    assert {line.split()[0] for line in listed[1:]} >= {CHAT_MODEL, chat_on("new"), chat_on("old"), embed_on("old")}
+    as_ollama(url, lambda client: client.chat(CHAT_MODEL, HI, options=SHORT))
+    shown = until(lambda: by_command(url, tmp_path, "ps").splitlines()[1:])
+    assert all(("CPU" in line and "from now" in line) or "Forever" in line for line in shown)
+    assert "0.5.4" in by_command(url, tmp_path, "--version")
 
 
 STORY = {"prompt": "Write a very long story about a fleet of ships.", "options": {"temperature": 0}}
@@ -502,11 +535,15 @@ def provide_engine(home: Path) -> None:
 
 
 def test_a_machine_without_ollama_serves_the_ollama_client(tiny: Watched) -> None:
-    with ollama.Client(tiny.url, timeout=WAIT_S, trust_env=False) as client:
-        parts = list(client.chat(CHAT_MODEL, HI, stream=True, options=SHORT))
-        whole = client.chat(CHAT_MODEL, HI, options=SHORT)
-        generated = client.generate(CHAT_MODEL, "Hi", options=SHORT)
-        pieces = list(client.generate(CHAT_MODEL, "Hi", stream=True, options=SHORT))
+    def call(client: Any) -> Any:
+        return (
+            list(client.chat(CHAT_MODEL, HI, stream=True, options=SHORT)),
+            client.chat(CHAT_MODEL, HI, options=SHORT),
+            list(client.generate(CHAT_MODEL, "Hi", stream=True, options=SHORT)),
+            client.generate(CHAT_MODEL, "Hi", options=SHORT),
+        )
+
+    parts, whole, pieces, generated = as_ollama(tiny.url, call)
     assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
     assert "".join(part.message.content or "" for part in parts) == whole.message.content
     assert "".join(piece.response for piece in pieces) == generated.response
@@ -518,7 +555,7 @@ def test_a_machine_without_ollama_serves_the_ollama_client(tiny: Watched) -> Non
 
 
 def test_a_machine_without_ollama_serves_the_openai_client(tiny: Watched) -> None:
-    def call(client: openai.OpenAI) -> Any:
+    def call(client: Any) -> Any:
         return OPENAI_CALLS["chat, streamed"](client, CHAT_MODEL, ""), OPENAI_CALLS["chat"](client, CHAT_MODEL, "")
 
     streamed, whole = as_openai(tiny.url, call)
@@ -528,8 +565,8 @@ def test_a_machine_without_ollama_serves_the_openai_client(tiny: Watched) -> Non
 
 def test_options_count_for_llama_cpp_too(tiny: Watched) -> None:
     def said(**options: Any) -> str:
-        with ollama.Client(tiny.url, timeout=WAIT_S, trust_env=False) as client:
-            return client.chat(CHAT_MODEL, HI, options={"num_predict": 12, **options}).message.content or ""
+        asked = {"num_predict": 12, **options}
+        return as_ollama(tiny.url, lambda client: client.chat(CHAT_MODEL, HI, options=asked).message.content)
 
     assert said(temperature=0) == said(temperature=0)
     assert said(temperature=5, top_k=0, top_p=1, seed=3) == said(temperature=5, top_k=0, top_p=1, seed=3)
@@ -539,9 +576,9 @@ def test_options_count_for_llama_cpp_too(tiny: Watched) -> None:
 
 def test_llama_cpp_writes_json_by_a_schema(tiny: Watched) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
-    with ollama.Client(tiny.url, timeout=WAIT_S, trust_env=False) as client:
-        answer = client.chat(CHAT_MODEL, HI, format=schema, options=SHORT | {"num_predict": 60})
-    assert isinstance(json.loads(answer.message.content or "")["a"], bool)
+    options = SHORT | {"num_predict": 60}
+    answer = as_ollama(tiny.url, lambda client: client.chat(CHAT_MODEL, HI, format=schema, options=options))
+    assert isinstance(json.loads(answer.message.content)["a"], bool)
 
 
 def test_loading_a_model_that_is_always_loaded_is_answered(tiny: Watched) -> None:
@@ -565,7 +602,7 @@ def test_the_fleet_says_what_answers_on_a_machine_without_ollama(tiny: Watched) 
 
 
 def test_errors_of_a_translated_node_reach_the_client_as_ollamas(tiny: Watched) -> None:
-    def embed(client: ollama.Client) -> Any:
+    def embed(client: Any) -> Any:
         return client.embed(CHAT_MODEL, "a")
 
     assert as_ollama(tiny.url, lambda client: client.chat("nope", HI)) == ("ResponseError", 404)
@@ -579,11 +616,12 @@ def test_errors_of_a_translated_node_reach_the_client_as_ollamas(tiny: Watched) 
     assert pictured.json() == {"error": f"registry.ollama.ai/library/{CHAT_MODEL} does not support vision"}
 
 
-def test_a_model_that_never_leaves_memory_is_listed_so(tiny: Watched) -> None:
+def test_a_model_that_never_leaves_memory_is_listed_so(tiny: Watched, tmp_path: Path) -> None:
     (loaded,) = as_ollama(tiny.url, lambda client: client.ps().models)
     assert loaded.model == CHAT_MODEL
     assert loaded.context_length == 4096
     assert loaded.expires_at.year > 2300
+    assert "Forever" in by_command(tiny.url, tmp_path, "ps")
 
 
 def test_a_client_that_leaves_llama_cpp_frees_the_slot_and_the_model(tiny: Watched) -> None:
@@ -593,6 +631,14 @@ def test_a_client_that_leaves_llama_cpp_frees_the_slot_and_the_model(tiny: Watch
 
     left_alone(tiny, CHAT_MODEL)
     until(works, lambda working: not working)
+
+
+def served_by(router: Watched, path: str, body: dict[str, Any], pool: ThreadPoolExecutor) -> set[str]:
+    """Ask four times at once and return who answered."""
+    calls = [pool.submit(router.http.post, path, json=body, timeout=WAIT_S) for _ in range(4)]
+    answers = [call.result() for call in calls]
+    assert {answer.status_code for answer in answers} == {200}
+    return {answer.headers["x-fleet-node"] for answer in answers}
 
 
 def test_one_model_may_be_served_by_nodes_of_both_dialects(
@@ -605,11 +651,8 @@ def test_one_model_may_be_served_by_nodes_of_both_dialects(
         until(lambda: tiny.node("large")["ollama"]["models_loaded"])
         listed = as_ollama(tiny.url, lambda client: client.list().models)
         assert [model.model for model in listed].count(CHAT_MODEL) == 1
-        for path, limit in (("/api/chat", asked), ("/v1/chat/completions", asked | {"max_tokens": 30})):
-            calls = [pool.submit(tiny.http.post, path, json=limit, timeout=WAIT_S) for _ in range(4)]
-            answers = [call.result() for call in calls]
-            assert {answer.status_code for answer in answers} == {200}
-            assert {answer.headers["x-fleet-node"] for answer in answers} == {"tiny", "large"}
+        for path, limited in (("/api/chat", asked), ("/v1/chat/completions", asked | {"max_tokens": 30})):
+            assert served_by(tiny, path, limited, pool) == {"tiny", "large"}
         assert large.stop() == 0
     tiny.wait_for("large", "offline")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from events.sqlite import driver
 from events.types import (
     RequestAttemptFailed,
     RequestDispatched,
@@ -35,7 +35,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 def rows(found: Fleet, query: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(found.home / "latency.db")
+    connection = driver.connect(found.home / "latency.db")
     try:
         return connection.execute(query).fetchall()
     finally:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,7 +24,7 @@ from click.testing import CliRunner, Result
 from events import jsonl
 from events.clock import ManualClock
 from events.recorded import Recorded
-from events.sqlite import SQLiteStore
+from events.sqlite import SQLiteStore, driver
 from events.types import (
     Model,
     NodeInventoryChanged,
@@ -309,7 +308,7 @@ class TestEveryCommandThatReadsTheLog:
         assert list(tmp_path.iterdir()) == []
 
     def test_leaves_the_database_of_another_program_as_it_is(self, tmp_path: Path, path: tuple[str, ...]) -> None:
-        with sqlite3.connect(tmp_path / "latency.db") as connection:
+        with driver.connect(tmp_path / "latency.db") as connection:
             connection.execute("CREATE TABLE request_traces (id INTEGER)")
         connection.close()
         before = (tmp_path / "latency.db").read_bytes()
@@ -598,7 +597,7 @@ def test_verify_finds_that_a_rebuild_equals_what_is_kept(written: Path) -> None:
 
 
 def test_verify_finds_a_row_that_the_log_does_not_make(copied: Path) -> None:
-    with sqlite3.connect(copied / "latency.db") as connection:
+    with driver.connect(copied / "latency.db") as connection:
         connection.execute("UPDATE request_traces SET status = 'completed' WHERE request_id = 'r2'")
     connection.close()
     result = herd(copied, "events", "verify", database_of(copied))

@@ -54,7 +54,6 @@ def connect(wire: Wire, idle: list[Connection] | None = None) -> Connection:
     connection = Connection(
         "the node",
         silence_max_s=600,
-        made=lambda _: None,
         idle=([] if idle is None else idle).append,
         lost=lambda _: None,
     )

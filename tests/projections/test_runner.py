@@ -1,6 +1,5 @@
 """The way back to a view: snapshot, tail, and the proof that both are what the log says."""
 
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from events.clock import ManualClock
 from events.memory import MemoryStore
-from events.sqlite import SQLiteStore
+from events.sqlite import SQLiteStore, driver
 from events.store import StoreUnavailable
 from events.types import RequestFinished, RouteChosen
 from projections.runner import DIFFERENCES_MAX, Snapshotter, abandoned, restore, save, verify, verify_file
@@ -215,7 +214,7 @@ async def test_a_database_is_verified_without_a_router(tmp_path: Path):
 async def test_a_database_whose_table_was_changed_is_found_out(tmp_path: Path):
     path = tmp_path / "latency.db"
     await filled(path)
-    with closing(sqlite3.connect(path)) as connection, connection:
+    with closing(driver.connect(path)) as connection, connection:
         connection.execute("UPDATE request_traces SET status = 'failed'")
     assert [d.where for d in verify_file(path).differences] == ["request a, completed, status"]
 

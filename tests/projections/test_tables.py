@@ -1,6 +1,5 @@
 """The table that users query by hand, in the database of a real log."""
 
-import sqlite3
 import subprocess
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from events.clock import ManualClock
-from events.sqlite import SQLiteStore
+from events.sqlite import SQLiteStore, driver
 from events.sqlite.database import connect_writer, prepare
 from projections import tables
 from projections.tables import TraceTable, recent, stored, to_row
@@ -55,7 +54,7 @@ async def store_all(path: Path, history: History, *, after: int = 0) -> None:
 
 
 def rows(path: Path) -> list[tables.Row]:
-    with closing(sqlite3.connect(path)) as connection:
+    with closing(driver.connect(path)) as connection:
         return list(stored(connection))
 
 
@@ -155,7 +154,7 @@ async def test_a_request_that_is_open_while_the_router_stops_has_one_row_with_ev
     await store_all(path, history)
     assert len(rows(path)) == 1
     await store_all(path, history.when(finished("r", "abandoned")), after=len(history.log))
-    with closing(sqlite3.connect(path)) as connection:
+    with closing(driver.connect(path)) as connection:
         newest, oldest = recent(connection)  # and not a third one: what was written before is not written again
     assert (newest.request_id, newest.status, newest.client_ip) == ("r", "failed", "10.0.0.7")
     assert (newest.score, newest.latency_ms) == (12.0, 80.0)
@@ -177,7 +176,7 @@ async def test_a_log_that_grew_without_the_table_is_caught_up_at_the_next_start(
 async def test_a_new_version_rebuilds_the_table_from_the_log(path: Path, monkeypatch: pytest.MonkeyPatch):
     history = given(*(served(f"r{n}", "ash") for n in range(40)))
     await store_all(path, history)
-    with closing(sqlite3.connect(path)) as connection, connection:
+    with closing(driver.connect(path)) as connection, connection:
         connection.execute("UPDATE request_traces SET latency_ms = 0 WHERE id % 2")
         connection.execute("DELETE FROM request_traces WHERE id > 30")
     await store_all(path, given())
