@@ -140,7 +140,7 @@ async def test_an_engine_that_stops_gets_no_more_requests_until_it_is_back(
     tmp_path: Path, fleet: Watched, model: str
 ) -> None:
     async with FakeOllama(models=[model]) as first, FakeOllama(models=[model]) as second:
-        first.faults.refuse = True  # it starts after its agent
+        first.die()  # it starts after its agent
         async with (
             beside(agent(tmp_path, "first", router_url=fleet.url, ollama=first.url)) as told,
             beside(agent(tmp_path, "second", router_url=fleet.url, ollama=second.url)),
@@ -151,12 +151,12 @@ async def test_an_engine_that_stops_gets_no_more_requests_until_it_is_back(
 
             first.faults.refuse = False
             await to_thread(fleet.wait_for, "first", up=True)
-            second.faults.refuse = True
+            second.die()
             assert (await served_by(fleet, model))["first"] == 8  # the first of them by asking again
             await to_thread(fleet.wait_for, "second", up=False)
             assert await served_by(fleet, model) == {"first": 8}
 
-            first.faults.refuse = True
+            first.die()
             await to_thread(fleet.wait_for, "first", up=False)
             refused = await chat(fleet, model)
             first.faults.refuse = False
@@ -190,14 +190,15 @@ async def test_an_agent_waits_for_its_router_and_outlives_it(tmp_path: Path, mod
             assert await served_by(fleet, model) == {"patient": 8}
             await to_thread(fleet.router.kill)
         killed_at = time.time()
-        await to_thread(until, lambda: len(lines_with(patient.said, "cannot be reached")) == 2)
+        await to_thread(until, lambda: len(lines_with(patient.said, "cannot be reached")) >= 2)
         async with beside(watched_router(tmp_path, port)) as fleet:
             node = await to_thread(reports_again, fleet, "patient", killed_at)
             assert await served_by(fleet, model) == {"patient": 8}
             assert await to_thread(patient.stop) == 0
             assert await to_thread(fleet.router.stop) == 0
     assert node["ollama"]["models_available"] == [model]
-    assert len(lines_with(patient.said, "cannot be reached")) == 2
+    # Once before the first router, and then once for each way in which the second loss shows: reset, refused.
+    assert len(lines_with(patient.said, "cannot be reached")) in (2, 3)
     assert len(lines_with(patient.said, "reporting to")) == 2
     # What it missed is told with the first report that arrives.
     reported = [event for event in history(tmp_path, "patient") if event["type"] == "node.reported"]
@@ -264,14 +265,14 @@ async def test_agents_of_the_peer_report_beside_ours(tmp_path: Path, fleet: Watc
         await to_thread(fleet.wait_for, "ours")
         beat = heartbeat_of(theirs, "theirs", gpu_cluster={"made": "up"}, ollama_flags=[1])
         beat["ollama"]["of_a_later_release"] = True
-        ours.faults.refuse = True
+        ours.die()
         await to_thread(fleet.wait_for, "ours", up=False)
         assert (await report(fleet, beat)).json()["status"] == "ok"
         assert await served_by(fleet, model) == {"theirs": 8}
 
         ours.faults.refuse = False
         await to_thread(fleet.wait_for, "ours", up=True)
-        theirs.faults.refuse = True
+        theirs.die()
         assert (await report(fleet, beat)).json()["node_status"] == "online"
         assert await served_by(fleet, model) == {"ours": 8}
     assert (await to_thread(fleet.node, "theirs"))["agent_version"] == "0.11.4"
