@@ -23,7 +23,7 @@ from events.clock import Clock, SystemClock
 from events.sqlite import SQLiteStore
 from events.store import ForeignDatabase, StoreError, StoreInUse
 from events.types import PolicyPromoted, RouterRecovered, RouterStarted, RouterStopped
-from herd import __version__, logs
+from herd import __version__, journal, logs
 from herd.api import HANDLERS
 from herd.api.inference import front_door
 from herd.api.ingest import silent
@@ -109,6 +109,7 @@ async def running(loaded: Loaded[RouterSettings], *, clock: Clock | None = None)
         store = _open_store(settings, clock, table)
         stack.push_async_callback(_close, store)
         core = _core(store, clock, _policy(settings))
+        core.watch(journal.write)
         core.record(
             RouterStarted(version=__version__, host=settings.host, port=port, pid=os.getpid()),
         )

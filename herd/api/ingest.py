@@ -1,6 +1,7 @@
 """Agents repeat everything every few seconds; the log should hear only of what is new."""
 
 import ipaddress
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +37,8 @@ from projections.fleet import Fleet, Node, Reading, canonical
 if TYPE_CHECKING:
     from herd.core import Core
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 M = TypeVar("M", Model, Resident)
 
@@ -56,6 +59,9 @@ BODY_MAX_BYTES = 4 << 20
 #: The agent itself asked for the drain: it ends with that process, where an operator's drain outlives it.
 BY_AGENT = "agent"
 
+#: A machine that changes its address is silent for a while; two machines of one name are not.
+MOVE_MIN_NS = 10 * NS_PER_S
+
 GIB = 1 << 30
 OLLAMA_PORT = 11434
 
@@ -67,15 +73,29 @@ async def heartbeat(request: Request[Any, Any, Any]) -> Response[bytes]:
     try:
         beat = wire.parse(await request.body())
     except BadHeartbeat as error:
+        sender = request.client.host if request.client is not None else "somebody"
+        logger.warning("a heartbeat from %s was refused: %s", sender, error.message)
         return _json({"error": error.message, "field": error.field}, status=error.status)
     source_ip = request.client.host if request.client is not None else ""
     node = core.view.fleet.nodes.get(beat.node_id)
-    for event in events_of(beat, source_ip=source_ip, node=node, now=core.clock.now()):
+    now = core.clock.now()
+    for event in events_of(beat, source_ip=source_ip, node=node, now=now):
+        if isinstance(event, NodeJoined) and node is not None and _moved_at_once(event, node, now=now):
+            logger.warning(
+                "two machines seem to report as %s, from %s and %s; give each agent its own --node-id",
+                beat.node_id, node.url, event.url,
+                extra={"node_id": beat.node_id},
+            )  # fmt: skip
         core.record(event)
     return _json(msgspec.to_builtins(answer(beat, core.view.fleet.nodes.get(beat.node_id))))
 
 
 HANDLERS = (heartbeat,)
+
+
+def _moved_at_once(joined: NodeJoined, node: Node, *, now: int) -> bool:
+    """Whether a node that was heard a moment ago at one address now reports from another."""
+    return node.status == "online" and joined.url != node.url and now - node.reading.at < MOVE_MIN_NS
 
 
 def answer(beat: Heartbeat, node: Node | None) -> Answer:

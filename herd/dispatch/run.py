@@ -1,6 +1,5 @@
 """The record of one request: every step becomes an event, and what the client is told comes from those events."""
 
-import logging
 from typing import Protocol
 
 import msgspec
@@ -12,8 +11,6 @@ from herd.errors import HerdError, NodeAnswered, Unavailable, UpstreamError
 from herd.wire import failure
 from herd.wire.ending import Ending
 from herd.wire.request import Parsed
-
-logger = logging.getLogger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -114,10 +111,6 @@ class Run:
             ),
             cause=self._cause,
         )
-        logger.warning(
-            "node %s failed a request before the first byte (%s)", node, error.cause,
-            extra={"request_id": self.request, "node_id": node, "model": self.received.model},
-        )  # fmt: skip
 
     def finish(
         self,

@@ -79,6 +79,7 @@ class Agent:
         self._failures_total = 0
         self._failed_in_a_row = 0
         self._work = 0
+        self._deserted = False  # left while requests still ran
         self._said: dict[str, str] = {}
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
@@ -105,7 +106,7 @@ class Agent:
             await asyncio.wait((work, hurry))
         if orderly:
             work.result()
-        return orderly
+        return orderly and not self._deserted
 
     async def _run(self) -> None:
         if not self._router:
@@ -223,7 +224,8 @@ class Agent:
         except httpx.HTTPError as error:
             self._failures += 1
             self._failures_total += 1
-            self._lose(f"the router at {self._router} cannot be reached: {error or type(error).__name__}")
+            away = f"the router at {self._router} cannot be reached"
+            self._lose(f"{away}: {error or type(error).__name__}", state=away)
             return False
         if not response.is_success:
             self._lose(f"the router at {self._router} refused a report: {response.status_code} {response.text[:300]}")
@@ -239,10 +241,10 @@ class Agent:
         self._say("router", self._router, logging.INFO, f"reporting to {self._router} as {beat.node_id} ({standing})")
         return True
 
-    def _lose(self, what: str) -> None:
+    def _lose(self, what: str, *, state: str = "") -> None:
         self._failed_in_a_row += 1
         self._work = 0
-        self._say("router", what, logging.WARNING, what)
+        self._say("router", state or what, logging.WARNING, what)
 
     def _say(self, subject: str, state: str, level: int, text: str) -> None:
         """Log a change of state once; a log that repeats itself every five seconds is not read."""
@@ -269,6 +271,7 @@ class Agent:
             self._say("drain", str(self._work), logging.INFO, f"stopping when {self._work} requests are finished")
             await asyncio.sleep(min(DRAIN_POLL_S, until_s - _now_s()))
         if self._work:
+            self._deserted = True
             logger.warning("%d requests were not finished in %.0f s", self._work, self._settings.drain_timeout)
         await self._send(replace(beat, leaving=True))
 

@@ -221,8 +221,9 @@ def _compare_candidates(
 def _compare_eliminated(
     recorded: RouteChosen, rederived: RouteChosen, compare: Callable[[str, object, object], None]
 ) -> None:
-    was = {refused.node: f"{refused.reason} ({refused.detail})" for refused in recorded.eliminated}
-    now = {refused.node: f"{refused.reason} ({refused.detail})" for refused in rederived.eliminated}
+    # The detail is a sentence for people; mending its grammar must not make an old decision look different.
+    was = {refused.node: refused.reason for refused in recorded.eliminated}
+    now = {refused.node: refused.reason for refused in rederived.eliminated}
     for node in sorted(was.keys() | now.keys()):
         compare(f"{node}: elimination", was.get(node), now.get(node))
 

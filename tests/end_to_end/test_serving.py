@@ -19,6 +19,7 @@ from events.types import (
     RequestReceived,
     RouteChosen,
 )
+from herd import logs
 from tests.end_to_end.world import Fleet, fleet
 from tests.fakes.ollama import FakeOllama
 
@@ -431,3 +432,18 @@ async def test_health_tells_of_the_log(tmp_path: Path) -> None:
         health = (await found.client.get("/healthz")).json()
         assert health["status"] == "ok"
         assert health["log"]["head"] >= 2
+
+
+async def test_the_log_file_names_request_node_and_model(tmp_path: Path) -> None:
+    logs.configure(tmp_path, file_level="DEBUG", console_level="CRITICAL")
+    try:
+        async with fleet(tmp_path, [FakeOllama()]) as found:
+            found.nodes["node-0"].faults.reset_before_head = True
+            answer = await found.chat()
+    finally:
+        logs.shutdown()
+    told = [json.loads(line) for line in (tmp_path / "logs" / "herd.jsonl").read_text().splitlines()]
+    about = [line for line in told if line.get("request_id") == answer.headers["x-request-id"]]
+    assert about
+    assert {(line["node_id"], line["model"]) for line in about} == {("node-0", "llama3:8b")}
+    assert any(line.get("node_id") == "node-0" and "joined" in line["msg"] for line in told)

@@ -94,7 +94,7 @@ ALTERED: dict[str, tuple[Callable[[RouteChosen], dict[str, Any]], str]] = {
     "an age": (first_candidate(reading_age_ms=7), "age of the reading (ms) was 7, and is now "),
     "the order": (lambda c: {"candidates": c.candidates[::-1]}, "the order of candidates was "),
     "a lost candidate": (lambda c: {"candidates": c.candidates[:1]}, "the order of candidates was "),
-    "an elimination": (lambda _: {"eliminated": ()}, "cedar: elimination was none, and is now offline (it has never"),
+    "an elimination": (lambda _: {"eliminated": ()}, "cedar: elimination was none, and is now offline"),
     "the runner-up": (lambda _: {"runner_up": None}, "runner_up was none, and is now "),
     "the margin": (lambda _: {"margin": 3.0}, "margin was 3.0, and is now 0.0"),
     "the propensity": (lambda _: {"propensity": 1.0}, "propensity was 1.0, and is now 0.5"),
