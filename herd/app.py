@@ -7,9 +7,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -20,10 +21,11 @@ from litestar.openapi import OpenAPIConfig
 from litestar.types import ASGIApp
 
 from events.clock import Clock, SystemClock
+from events.recorded import Recorded
 from events.sqlite import SQLiteStore
 from events.store import ForeignDatabase, StoreError, StoreInUse
-from events.types import PolicyPromoted, RouterRecovered, RouterStarted, RouterStopped
-from herd import __version__, journal, logs
+from events.types import NodeLeft, PolicyPromoted, RouterRecovered, RouterStarted, RouterStopped
+from herd import __version__, logs
 from herd.api import HANDLERS
 from herd.api.inference import front_door
 from herd.api.ingest import silent
@@ -32,6 +34,7 @@ from herd.core import Core
 from herd.dispatch.dispatcher import Dispatcher
 from herd.dispatch.upstream import Upstream
 from herd.errors import HerdError, StartupError
+from herd.journal import Journal
 from herd.node.discovery import announced
 from herd.routing import POLICIES
 from herd.routing.context import ClassicParameters
@@ -52,11 +55,18 @@ _OTHER_PLACE = "Check that it can be written and has room, or choose another wit
 class Running:
     """A router that serves."""
 
-    app: Litestar
     core: Core
     port: int
     stopping: asyncio.Event
-    """Set it to stop the router in good order."""
+    """Set when the router shall stop in good order."""
+    hurry: Callable[[], None]
+    """Stops waiting for requests that still run."""
+
+    def stop(self) -> None:
+        """Stop in good order; called a second time, without waiting for what runs."""
+        if self.stopping.is_set():
+            self.hurry()
+        self.stopping.set()
 
     @property
     def url(self) -> str:
@@ -87,7 +97,7 @@ async def _serve(loaded: Loaded[RouterSettings]) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             with suppress(NotImplementedError):  # Windows has no signal handlers on its loop; Ctrl-C still raises
-                loop.add_signal_handler(number, router.stopping.set)
+                loop.add_signal_handler(number, router.stop)
         logger.info("herd %s listens on %s:%d", __version__, loaded.values.host, router.port)
         await router.stopping.wait()
 
@@ -109,7 +119,7 @@ async def running(loaded: Loaded[RouterSettings], *, clock: Clock | None = None)
         store = _open_store(settings, clock, table)
         stack.push_async_callback(_close, store)
         core = _core(store, clock, _policy(settings))
-        core.watch(journal.write)
+        core.watch(Journal().write)
         core.record(
             RouterStarted(version=__version__, host=settings.host, port=port, pid=os.getpid()),
         )
@@ -126,10 +136,11 @@ async def running(loaded: Loaded[RouterSettings], *, clock: Clock | None = None)
         app = make_app(Shared(core=core, settings=loaded, traces=table))
         if settings.mdns and not _is_loopback(settings.host):
             await stack.enter_async_context(announced(settings.mdns_service_type, settings.mdns_service_name, port))
+        core.watch(partial(_forget_who_left, core, upstream))
         await stack.enter_async_context(_tasks(stopping, _watch_silence(core, settings), _keep_snapshots(core)))
         gc.freeze()  # what is loaded now stays; the collector need not look at it again
-        await stack.enter_async_context(_http(front_door(dispatcher, app), listener, settings))
-        yield Running(app=app, core=core, port=port, stopping=stopping)
+        hurry = await stack.enter_async_context(_http(front_door(dispatcher, app), listener, settings))
+        yield Running(core=core, port=port, stopping=stopping, hurry=hurry)
 
 
 def make_app(shared: Shared) -> Litestar:
@@ -266,13 +277,18 @@ async def _tasks(stopping: asyncio.Event, *work: Coroutine[Any, Any, None]) -> A
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _forget_who_left(core: Core, upstream: Upstream, recorded: Recorded) -> None:
+    if isinstance(recorded.event, NodeLeft):
+        upstream.forget(core.view.fleet.nodes[recorded.event.node].url)
+
+
 async def _watch_silence(core: Core, settings: RouterSettings) -> None:
     """A node that no longer reports looks idle, and would attract traffic that it cannot serve."""
-    since = core.clock.now()
+    since = core.store.stamp()
     while True:
         for event in silent(
             core.view.fleet,
-            now=core.clock.now(),
+            now=core.store.stamp(),
             timeout_s=settings.heartbeat_timeout,
             offline_s=settings.heartbeat_offline,
             listening_since=since,
@@ -298,7 +314,8 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _http(app: ASGIApp, listener: socket.socket, settings: RouterSettings) -> AsyncGenerator[None]:
+async def _http(app: ASGIApp, listener: socket.socket, settings: RouterSettings) -> AsyncGenerator[Callable[[], None]]:
+    """Serve HTTP while the body runs, and let what runs finish afterwards; yields how to cut that short."""
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -314,13 +331,21 @@ async def _http(app: ASGIApp, listener: socket.socket, settings: RouterSettings)
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+
+    def hurry() -> None:
+        server.force_exit = True
+
     try:
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has a flag, not an event
             await asyncio.sleep(0.01)
-        yield
+        yield hurry
     finally:
         server.should_exit = True
         await serving
+        left = list(server.server_state.tasks)  # those that were not waited for; each still records its ending
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 def _herd_error(request: AnyRequest, error: HerdError) -> Response[Any]:

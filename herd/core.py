@@ -4,6 +4,7 @@ Nothing here awaits. What is slow (disk, network, a node) happens elsewhere and 
 has one core, and it lives on the event loop's thread.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 from events.clock import Clock
@@ -27,22 +28,39 @@ class Core:
         self._seeds = Chance(seed)
         self._ids = Ids()
         self._watchers: list[Callable[[Recorded], None]] = []
+        self._news: deque[Recorded] = deque()
+        self._announcing = False
 
     def new_id(self) -> str:
         """Return a fresh request id."""
         return self._ids.new(self.clock.now())
 
     def watch(self, watcher: Callable[[Recorded], None]) -> None:
-        """Call `watcher` after each event has been folded. It must return at once and must not raise."""
+        """Call `watcher` after each event has been folded, in the order of the log.
+
+        It must return at once and must not raise. It may record: what it records is folded at once, and announced when
+        all have heard of the event before.
+        """
         self._watchers.append(watcher)
 
     def record(self, event: Event, *, cause: str | None = None, at: int | None = None) -> Recorded:
         """Order an event, fold it into the view and return it; the disk follows by itself."""
         recorded = self.store.append(event, cause=cause, at=at)
         self.view = VIEW.apply(self.view, recorded)
-        for watcher in self._watchers:
-            watcher(recorded)
+        self._news.append(recorded)
+        if not self._announcing:
+            self._announce()
         return recorded
+
+    def _announce(self) -> None:
+        self._announcing = True
+        try:
+            while self._news:
+                recorded = self._news.popleft()
+                for watcher in self._watchers:
+                    watcher(recorded)
+        finally:
+            self._announcing = False
 
     def choose(
         self, received: RequestReceived, *, cause: str, attempt: int = 1, excluded: tuple[str, ...] = ()

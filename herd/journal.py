@@ -23,12 +23,38 @@ logger = logging.getLogger(__name__)
 #: Endings that are nobody's trouble.
 QUIET = frozenset({"completed", "no_output", "cancelled"})
 
+#: Refused requests get at most one line in this time.
+REFUSALS_EVERY_NS = 1_000_000_000
 
-def write(recorded: Recorded) -> None:
-    """Write a line about an event that deserves one. Returns at once: the file has its own thread."""
-    line = _LINES.get(type(recorded.event))
-    if line is not None:
-        line(recorded.event)
+
+class Journal:
+    """Writes lines about events that deserve one."""
+
+    def __init__(self) -> None:
+        self._refused_at = 0
+        self._refused = 0
+
+    def write(self, recorded: Recorded) -> None:
+        """Write a line, if there is one to write. Returns at once: the file has its own thread."""
+        event = recorded.event
+        if isinstance(event, RequestFinished) and event.outcome in ("rejected", "expired"):
+            self._refuse(event, recorded.at)
+        else:
+            line = _LINES.get(type(event))
+            if line is not None:
+                line(event)
+
+    def _refuse(self, event: RequestFinished, at: int) -> None:
+        # An overloaded router refuses thousands; the log then needs their number, not each of them.
+        self._refused += 1
+        if at - self._refused_at >= REFUSALS_EVERY_NS:
+            more = f" ({self._refused - 1} more since the last such line)" if self._refused > 1 else ""
+            logger.warning("request %s: %s%s", event.outcome, event.error, more, extra=_about(event))
+            self._refused_at, self._refused = at, 0
+
+
+def _about(event: RequestFinished | RequestAttemptFailed) -> dict[str, Any]:
+    return {"request_id": event.request, "node_id": event.node, "model": event.model}
 
 
 def _joined(event: NodeJoined) -> None:
@@ -54,7 +80,7 @@ def _left(event: NodeLeft) -> None:
 def _attempt_failed(event: RequestAttemptFailed) -> None:
     logger.warning(
         "node %s failed a request before the first byte (%s): %s", event.node, event.cause, event.message,
-        extra={"request_id": event.request, "node_id": event.node, "model": event.model},
+        extra=_about(event),
     )  # fmt: skip
 
 
@@ -63,7 +89,7 @@ def _finished(event: RequestFinished) -> None:
         return
     logger.warning(
         "request %s: %s", event.outcome, event.error,
-        extra={"request_id": event.request, "node_id": event.node, "model": event.model},
+        extra=_about(event),
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ async def healthz(request: AnyRequest) -> dict[str, Any]:
     core = Shared.of(request.app).core
     log = core.store.state
     return {
-        "status": "ok" if log.failing_since is None else "degraded",
+        "status": "ok" if log.failing_since is None and not log.failure else "degraded",
         "version": __version__,
         "nodes_online": sum(node.status == "online" for node in core.view.fleet.nodes.values()),
         "requests_open": len(core.view.fleet.requests),

@@ -1,6 +1,7 @@
 """The hot path: one plain ASGI function for all routes that make a model work, past the framework's machinery."""
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from herd.dispatch.dispatcher import Dispatcher
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 #: A larger request body is refused. Ollama has no limit, but a router has many clients and one memory.
 BODY_MAX = 512 * 1024 * 1024
@@ -75,7 +78,9 @@ async def infer(dispatcher: Dispatcher, scope: "HTTPScope", receive: "Receive", 
         return
     except HerdError as error:
         reply = failure.body(ROUTES[path][0].name, error)
-        name = (b"x-request-id", dispatcher.new_id().encode())
+        request = dispatcher.new_id()
+        logger.info("refused a request to %s: %s", path, error.message, extra={"request_id": request})
+        name = (b"x-request-id", request.encode())
         await _answer(client, reply.status, reply.content_type.encode(), reply.body, name)
         return
     headers = scope["headers"]

@@ -9,13 +9,23 @@ import asyncio
 import logging
 from http import HTTPStatus
 
+import msgspec
+
 from events.types import Eliminated, RouteChosen
 from herd.core import Core
 from herd.dispatch.lanes import Lanes
 from herd.dispatch.relay import Relay, relay_for
 from herd.dispatch.run import Client, Job, Run, outcome_of
 from herd.dispatch.upstream import Answer, Upstream
-from herd.errors import BadRequest, HerdError, NodeAnswered, NoNodeAvailable, QueueTimeout, UpstreamError
+from herd.errors import (
+    BadRequest,
+    HerdError,
+    NodeAnswered,
+    NodeUnreachable,
+    NoNodeAvailable,
+    QueueTimeout,
+    UpstreamError,
+)
 from herd.wire import failure
 from herd.wire.request import Parsed
 from projections.fleet import Fleet, Node
@@ -26,6 +36,9 @@ logger = logging.getLogger(__name__)
 WHOLE_ANSWER_MAX = 256 * 1024 * 1024
 #: A node's error body is passed on up to this size.
 ERROR_BODY_MAX = 1024 * 1024
+
+
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Dispatcher:
@@ -75,7 +88,7 @@ class Dispatcher:
                 run.finish("completed", relay.ending(), status=HTTPStatus.OK, answer_bytes=len(relay.local))
                 await run.deliver(relay.content_type(b""), relay.local)
                 return
-            if not await self._take_slot(chosen, relay, recorded.id):
+            if not await self._take_slot(run, chosen, relay, recorded.id):
                 continue
             try:
                 await self._ask(run, relay, node)
@@ -90,13 +103,18 @@ class Dispatcher:
             else:
                 return
 
-    async def _take_slot(self, chosen: RouteChosen, relay: Relay, cause: str) -> bool:
-        """Return True when the request has a slot on its node; False when that node went away while it waited."""
+    async def _take_slot(self, run: Run, chosen: RouteChosen, relay: Relay, cause: str) -> bool:
+        """Return True when the request has a slot on its node; False when that node went away while it waited.
+
+        The time that a request may wait is counted over all the lines in which it stood.
+        """
         waiter = self.lanes.enter(chosen, relay, cause)
         if waiter is None:
             return True
+        if run.wait_until_s is None:
+            run.wait_until_s = asyncio.get_running_loop().time() + self._wait_max_s
         try:
-            async with asyncio.timeout(self._wait_max_s):
+            async with asyncio.timeout_at(run.wait_until_s):
                 return await waiter.call == "go"
         except TimeoutError as error:
             raise QueueTimeout(self._wait_max_s) from error
@@ -112,6 +130,9 @@ class Dispatcher:
             if answer.status >= HTTPStatus.BAD_REQUEST:
                 body = await answer.read_all(ERROR_BODY_MAX)
                 raise NodeAnswered(answer.status, body, answer.content_type.decode("latin-1"))
+            if answer.status != HTTPStatus.OK:
+                # No inference server means it so; following a redirect would let a node send us anywhere.
+                raise NodeUnreachable(f"{node.url} answered with status {answer.status}", cause="protocol")
             if relay.streams(answer.content_type):
                 await self._pass_on(run, relay, answer, node.name)
             else:
@@ -121,11 +142,15 @@ class Dispatcher:
 
     async def _deliver(self, run: Run, relay: Relay, answer: Answer, node: str) -> None:
         body = relay.whole(await answer.read_all(WHOLE_ANSWER_MAX))
+        if not is_object(body):
+            raise NodeUnreachable(f"the answer of node {node} is no JSON object", cause="protocol")
         self._finish(run, relay, node)
         await run.deliver(relay.content_type(answer.content_type), body)
 
     async def _pass_on(self, run: Run, relay: Relay, answer: Answer, node: str) -> None:
         chunk = await answer.read()
+        if not chunk:
+            raise NodeUnreachable(f"node {node} ended its answer before it began", cause="protocol")
         run.first_token(node)
         client = run.client
         run.started = True
@@ -152,6 +177,15 @@ class Dispatcher:
         if outcome == "incomplete":
             error = f"node {node} ended its answer without saying that it is done"
         run.finish(outcome, ending, status=HTTPStatus.OK, error=error, answer_bytes=relay.answer_bytes)
+
+
+def is_object(body: bytes) -> bool:
+    """Whether a whole answer is one JSON object, which it is in every dialect."""
+    try:
+        _OBJECT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def may_ask_another(error: UpstreamError, parsed: Parsed) -> bool:

@@ -120,8 +120,8 @@ class Lanes:
             self._call_next(event.node, event.model)
 
     def _joined(self, event: NodeJoined) -> None:
-        for _, model in [key for key in self._lanes if key[0] == event.node]:
-            self._call_next(event.node, model)
+        # It may have come back with another address, engine or number of slots; whoever waits here asks again.
+        self._send_away(event.node)
 
     def _gone(self, event: NodeStatusChanged | NodeDrainRequested | NodeLeft) -> None:
         if not isinstance(event, NodeStatusChanged) or event.status in ("offline", "draining"):

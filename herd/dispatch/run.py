@@ -55,6 +55,8 @@ class Run:
         self.request = core.new_id()
         self.attempt = 1
         self.last_error: UpstreamError | None = None
+        self.wait_until_s: float | None = None
+        """When waiting ends, on the loop's clock; None as long as it has not waited."""
         self.started = False
         """Whether the client has been sent a status line."""
         self._excluded: tuple[str, ...] = ()
@@ -132,7 +134,7 @@ class Run:
                 outcome=outcome,
                 node=chosen.node if chosen else None,
                 model=self.received.model,
-                attempts=self.attempt if chosen and chosen.node else self.attempt - 1,
+                attempts=chosen.attempt if chosen and chosen.node else 0,
                 status=status,
                 error=error,
                 prompt_tokens=ending.prompt_tokens,

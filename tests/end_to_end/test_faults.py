@@ -1,7 +1,9 @@
 """What happens to a router that is killed, started twice, or given a disk that does not work."""
 
+import contextlib
 import hashlib
 import resource
+import signal
 import socket
 import subprocess
 import threading
@@ -92,6 +94,29 @@ async def test_a_stopped_router_lets_running_requests_finish(tmp_path: Path, por
             assert await to_thread(found.stop) == 0
             await to_thread(worker.join)
             assert answers[0].json()["done"] is True
+
+
+async def test_told_twice_a_router_does_not_wait_for_what_runs(tmp_path: Path, port: int) -> None:
+    async with FakeOllama(tokens=100_000, delay_ms=20) as node:
+        with router(tmp_path, port) as found:
+            await to_thread(introduce, found, node)
+            worker = threading.Thread(target=chat_in_vain, args=(found,))
+            worker.start()
+            await node.until(lambda: bool(node.asked("/api/chat")))
+            found.process.send_signal(signal.SIGINT)
+            await to_thread(threading.Event().wait, 0.2)
+            found.process.send_signal(signal.SIGINT)
+            assert await to_thread(found.process.wait, 15) == 0
+            await to_thread(worker.join)
+    reader = open_readonly(tmp_path / "latency.db")
+    endings = [recorded.event for recorded in reader.read() if isinstance(recorded.event, RequestFinished)]
+    reader.close()
+    assert [ending.outcome for ending in endings] == ["abandoned"]
+
+
+def chat_in_vain(found: RouterProcess) -> None:
+    with contextlib.suppress(httpx.TransportError):
+        chat(found)
 
 
 async def test_the_fleet_is_known_again_after_a_restart(tmp_path: Path, port: int) -> None:

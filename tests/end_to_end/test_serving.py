@@ -11,6 +11,7 @@ import pytest
 
 from events.sqlite import driver
 from events.types import (
+    NodeJoined,
     RequestAttemptFailed,
     RequestDispatched,
     RequestEnqueued,
@@ -189,10 +190,25 @@ async def test_a_node_that_dies_mid_stream_ends_in_an_error_inside_the_stream(tm
         assert len(await found.events(RouteChosen)) == 1
 
 
-async def test_a_node_that_dies_in_an_unstreamed_answer_is_replaced(tmp_path: Path) -> None:
+async def test_a_stream_that_ends_before_it_began_is_asked_elsewhere(tmp_path: Path) -> None:
     async with fleet(tmp_path, [FakeOllama(), FakeOllama()]) as found:
-        found.nodes["node-0"].faults.reset_before_head = True
-        await retried(found)
+        found.nodes["node-0"].faults.end_after_lines = 0
+        for _ in range(60):
+            answer = await found.chat(stream=True)
+            assert lines(answer.text)[-1]["done"] is True
+            if answer.headers["x-fleet-retries"] == "1":
+                return
+    raise AssertionError("the bad node was never chosen")
+
+
+async def test_a_redirect_is_a_failure_and_not_followed(tmp_path: Path) -> None:
+    async with fleet(tmp_path, [FakeOllama()]) as found:
+        found.nodes["node-0"].faults.status = 302
+        answer = await found.chat()
+        assert answer.status_code == 502
+        assert "302" in answer.json()["error"]
+        finished = (await found.events(RequestFinished))[0]
+        assert (finished.outcome, finished.attempts) == ("failed", 1)
 
 
 async def test_a_stream_that_ends_without_done_passes_as_it_is_and_counts_as_incomplete(tmp_path: Path) -> None:
@@ -295,6 +311,24 @@ async def test_waiting_ends_at_its_deadline(tmp_path: Path) -> None:
         assert answer.status_code == 503
         assert "free slot" in answer.json()["error"]
         assert [event.outcome for event in await found.events(RequestFinished)] == ["expired"]
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_deadline_is_for_all_lines_together(tmp_path: Path) -> None:
+    async with fleet(tmp_path, [FakeOllama()], queue_timeout=0.3) as found:
+        found.nodes["node-0"].faults.hang = True
+        first = asyncio.create_task(found.chat())
+        await found.until(lambda: found.in_flight == 1)
+        waiting = asyncio.create_task(found.chat())
+        await found.until(lambda: found.open_requests == 2)
+        node = found.router.core.view.fleet.nodes["node-0"]
+        for _ in range(200):  # the node joins again and again, and each time the request stands in line anew
+            found.router.core.record(NodeJoined(node="node-0", url=node.url, parallel=1))
+            await asyncio.sleep(0.01)
+            if waiting.done():
+                break
+        assert (await waiting).status_code == 503
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
 
