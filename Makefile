@@ -8,10 +8,10 @@ BENCH  ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test bench docs lock clean format
+.PHONY: help run check test bench bench-tools docs lock clean format
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- the environment ------------------------------------------------------------------------------------------------
 
@@ -53,17 +53,19 @@ check: $(VENV)/.dev ## What must be clean before a commit
 test: check ## Everything that CI runs: also long simulations, and real engines from PyPI
 	$(BIN)/python -m pytest -m "slow or engine"
 
-APT_INSTALL := sh -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends "$$@"' apt
-
 bench: $(VENV)/.dev ## Measure the router beside direct access, nginx and ollama-herd, and then its parts
-	@command -v nginx >/dev/null || $(APT_INSTALL) nginx-light || \
-		echo "WARNING: no nginx (Debian: nginx-light), no package manager or no root: ratios to nginx are left out" >&2
+	@command -v nginx >/dev/null || \
+		echo "hint: there is no nginx here, so ratios to it are left out; make bench-tools installs it on Debian" >&2
 	$(BIN)/python -m bench.router --peer $(BENCH)
 	$(BIN)/python -m bench.store
 	$(BIN)/python -m bench.upstream
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.decide
 	$(BIN)/python -m bench.wire
+
+bench-tools: ## Install the nginx that `make bench` compares with; Debian and its relatives, as root
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends nginx-light
 
 format: $(VENV)/.dev ## Put the code into its form
 	$(BIN)/ruff format .

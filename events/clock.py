@@ -34,6 +34,22 @@ class SystemClock:
         return monotonic + self._offset
 
 
+class ShiftedClock:
+    """Another clock, set ahead by a fixed time.
+
+    A log whose last event lies in the future (the wall clock was set back) goes on from there at the pace of the clock:
+    were it to wait for the clock to catch up, everything until then would seem to take no time at all.
+    """
+
+    def __init__(self, clock: Clock, *, by_ns: int) -> None:
+        self._clock = clock
+        self._by_ns = by_ns
+
+    def now(self) -> int:
+        """Return the other clock's time plus the shift."""
+        return self._clock.now() + self._by_ns
+
+
 class ManualClock:
     """A clock that stands still until it is told otherwise: tests and simulations."""
 

@@ -25,15 +25,15 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     """When writing began to fail (nanoseconds since the epoch); None while it works."""
     failure: str = ""
     lost: int = 0
-    """Events dropped since writing began to fail, because the queue was full."""
+    """Events dropped since writing last began to fail, because the queue was full; stays when it works again."""
 
 
 class InlineProjection(Protocol):
     """A view in the log's own database and transactions: never half applied, never counted twice.
 
     Both methods run on the store's writer thread, in a transaction that the store begins and commits; a `cursor` is a
-    plain DBAPI cursor. One that raises for a reason other than the disk is set aside until the next start, so that a bug
-    in a view cannot stop the log.
+    plain DBAPI cursor. One that raises for a reason other than the disk is set aside until the next start, so that a
+    bug in a view cannot stop the log.
     """
 
     @property
@@ -87,7 +87,10 @@ class EventStore(Protocol):
         ...
 
     async def flushed(self, seq: int) -> None:
-        """Return when everything up to `seq` is durable. Raises `StoreUnavailable` if writing fails."""
+        """Return when the event at `seq` and all before it that were not lost are durable.
+
+        Raises `StoreUnavailable` if writing fails or if the event was lost, also when the log works again.
+        """
         ...
 
     def read(

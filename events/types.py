@@ -1,7 +1,8 @@
 """Everything that can happen, one frozen struct each: the whole vocabulary of the log on one page.
 
 Subject first, past tense, facts and not opinions, units last. A tag is permanent: renaming a class is free, renaming a
-tag breaks every log ever written. New fields need defaults. Prompts, answers, images and secrets never enter an event.
+tag breaks every log ever written. New fields need defaults. Prompts, answers, images and secrets never enter an event;
+up to 500 characters of a node's own error text do, and may quote what the node was asked.
 """
 
 from typing import Any, ClassVar, Literal

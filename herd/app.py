@@ -298,10 +298,10 @@ async def _watch_silence(core: Core, settings: RouterSettings) -> None:
 
 
 async def _keep_snapshots(core: Core) -> None:
-    snapshotter = runner.Snapshotter(seq=core.view.seq, at=core.clock.now())
+    snapshotter = runner.Snapshotter(seq=core.view.seq, at=core.store.stamp())
     while True:
         await asyncio.sleep(1.0)
-        if snapshotter.due(seq=core.view.seq, at=core.clock.now()):
+        if snapshotter.due(seq=core.view.seq, at=core.store.stamp()):
             runner.save(core.store, core.view)
 
 

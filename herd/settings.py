@@ -20,6 +20,9 @@ ROUTER_PREFIX = "FLEET_"
 NODE_PREFIX = "FLEET_NODE_"
 ENV_FILE_VARIABLE = "FLEET_ENV_FILE"
 
+#: The shortest interval or timeout, seconds: with zero a loop would spin and a wait be over before it began.
+MIN_S = 0.01
+
 
 def about(text: str, *, ge: float | None = None, le: float | None = None) -> msgspec.Meta:
     """Describe a setting in one sentence, for `herd settings` and the docs, and bound it where a value has no sense."""
@@ -32,9 +35,9 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     host: Annotated[str, about("Address to listen on.")] = "0.0.0.0"
     port: Annotated[int, about("Port to listen on.", ge=0, le=65535)] = 11435
     data_dir: Annotated[str, about("Directory of the log database and the log files.")] = "~/.fleet-manager"
-    heartbeat_interval: Annotated[Seconds, about("Seconds between two looks for silent nodes.", ge=0)] = 5.0
-    heartbeat_timeout: Annotated[Seconds, about("Seconds of silence after which a node is degraded.", ge=0)] = 15.0
-    heartbeat_offline: Annotated[Seconds, about("Seconds of silence after which a node is offline.", ge=0)] = 30.0
+    heartbeat_interval: Annotated[Seconds, about("Seconds between two looks for silent nodes.", ge=MIN_S)] = 5.0
+    heartbeat_timeout: Annotated[Seconds, about("Seconds of silence after which a node is degraded.", ge=MIN_S)] = 15.0
+    heartbeat_offline: Annotated[Seconds, about("Seconds of silence after which a node is offline.", ge=MIN_S)] = 30.0
     mdns: Annotated[bool, about("Announce the router on the local network.")] = True
     mdns_service_type: Annotated[str, about("Service type announced.")] = "_fleet-manager._tcp.local."
     mdns_service_name: Annotated[str, about("Instance name announced.")] = "Fleet Manager Router"
@@ -55,8 +58,10 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_retries: Annotated[int, about("Further nodes to try before the first byte.", ge=0)] = 2
     max_queue: Annotated[int, about("Requests that may wait in the router; more get 503.", ge=0)] = 512
     queue_timeout: Annotated[Seconds, about("Seconds a request may wait for a free slot.", ge=0)] = 600.0
-    connect_timeout: Annotated[Seconds, about("Seconds to reach a node.", ge=0)] = 10.0
-    read_timeout: Annotated[Seconds, about("Seconds a node may be silent, before and between chunks.", ge=0)] = 600.0
+    connect_timeout: Annotated[Seconds, about("Seconds to reach a node.", ge=MIN_S)] = 10.0
+    read_timeout: Annotated[Seconds, about("Seconds a node may be silent, before and between chunks.", ge=MIN_S)] = (
+        600.0
+    )
     shutdown_grace: Annotated[Seconds, about("Seconds that running requests get when the router stops.", ge=0)] = 30.0
     durability: Annotated[
         Literal["full", "normal"],
@@ -65,6 +70,15 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_queue_max: Annotated[int, about("Events that may wait for the disk.", ge=1)] = 50_000
     log_level: Annotated[Level, about("Level of the JSON log file.")] = "DEBUG"
     console_log_level: Annotated[Level, about("Level of the console.")] = "INFO"
+
+    def __post_init__(self) -> None:
+        """Refuse a node that would be offline before it is degraded."""
+        if self.heartbeat_offline <= self.heartbeat_timeout:
+            raise SettingsError(
+                f"FLEET_HEARTBEAT_OFFLINE is {self.heartbeat_offline:g} s, "
+                f"not longer than FLEET_HEARTBEAT_TIMEOUT, which is {self.heartbeat_timeout:g} s",
+                hint="A silent node is first degraded, then offline: raise the one or lower the other.",
+            )
 
     @property
     def home(self) -> Path:
@@ -87,7 +101,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "ollama", "embedded"],
         about("auto: Ollama where it answers, else the built-in llama.cpp; or insist on one."),
     ] = "auto"
-    heartbeat_interval: Annotated[Seconds, about("Seconds between two reports.", ge=0)] = 5.0
+    heartbeat_interval: Annotated[Seconds, about("Seconds between two reports.", ge=MIN_S)] = 5.0
     mdns_service_type: Annotated[str, about("Service type looked for.")] = "_fleet-manager._tcp.local."
     drain_timeout: Annotated[Seconds, about("Seconds that running requests get when the agent stops.", ge=0)] = 30.0
     data_dir: Annotated[str, about("Directory of the agent's log files and models.")] = "~/.fleet-manager"
@@ -117,7 +131,8 @@ def load(
 ) -> Loaded[T]:
     """Build settings: a flag beats the environment, which beats the env file, which beats the default.
 
-    A flag of None counts as not given. Raises `SettingsError` naming the setting, its source and what was wrong.
+    A flag of None counts as not given. Raises `SettingsError` naming the setting, its source and what was wrong, or
+    the settings that contradict each other.
     """
     environment = os.environ if environment is None else environment
     values: dict[str, Any] = {}

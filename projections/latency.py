@@ -20,6 +20,8 @@ OBSERVATIONS_MAX = 500
 OBSERVATION_AGE_MAX_S = 7 * 24 * 3600
 #: What is left of a mean's past after each new observation: the newest 500 have about two thirds of the weight.
 MEAN_KEEPS = 1.0 - 1.0 / OBSERVATIONS_MAX
+#: How requests end that only load a model or let it go: they answer nothing, so they tell nothing of answers.
+WITHOUT_ANSWER = frozenset({"load", "unload"})
 #: Engines report some milliseconds of loading for a model that was in memory already; from here on it was a load.
 LOAD_MIN_MS = 250
 
@@ -181,7 +183,7 @@ def _finished(latency: Latency, recorded: Recorded, event: RequestFinished) -> L
     if running is None:
         return _stepped(latency, recorded)
     nodes = latency.nodes
-    if event.outcome == "completed":
+    if event.outcome == "completed" and event.finish_reason not in WITHOUT_ANSWER:
         models = nodes.get(running.node, {})
         stats = _observe(models.get(running.model) or Stats(), running, event, recorded.at)
         nodes = {**nodes, running.node: {**models, running.model: stats}}
@@ -245,4 +247,4 @@ _FOLDS: dict[type[Event], Callable[[Latency, Recorded, Any], Latency]] = {
 #: The events that change what is known; all others only move its position.
 FOLDED = frozenset(_FOLDS)
 
-LATENCY = Projection(name="latency", version=1, state=Latency, initial=Latency, apply=apply)
+LATENCY = Projection(name="latency", version=2, state=Latency, initial=Latency, apply=apply)

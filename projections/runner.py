@@ -8,10 +8,11 @@ from typing import Any, Literal, cast
 import msgspec
 
 from events.recorded import Recorded
+from events.seams import Seam, Seams
 from events.sqlite import open_readonly
-from events.sqlite.database import connect_reader
+from events.sqlite.database import connect_anywhere
 from events.store import EventStore
-from events.types import RequestFinished
+from events.types import LogInterrupted, RequestFinished, RouterStarted
 from projections.tables import Row, reached, stored, to_row
 from projections.traces import Trace, Traces, fold
 from projections.view import FOLDED, VIEW, View, decode, encode, plain
@@ -37,14 +38,32 @@ def _snapshot(store: EventStore, head: int) -> View | None:
     found = store.load_snapshot(VIEW.name, VIEW.version)
     if found is None or found[0] > head:  # a snapshot of events that a crash took away
         return None
+    if _is_tainted(store, found[0]):
+        return None
     try:
         return decode(found[1])
     except msgspec.MsgspecError:  # written by a release whose view had another shape: only a cache
         return None
 
 
+def _is_tainted(store: EventStore, seq: int) -> bool:
+    """Whether the run that made a snapshot at `seq` had lost events: the view knew them, and the log does not."""
+    while seq > 0:  # in pieces, for the types have no index: what lies before this run need not be searched
+        after = max(seq - SNAPSHOT_EVENTS, 0)
+        for newest in store.read(after, until=seq, types=(RouterStarted, LogInterrupted), backwards=True):
+            return isinstance(newest.event, LogInterrupted)
+        seq = after
+    return False
+
+
 def save(store: EventStore, view: View) -> None:
-    """Keep a snapshot of the view. Returns at once."""
+    """Keep a snapshot of the view. Returns at once.
+
+    After this process has lost events its view is not what the log says, so nothing is kept: the next start folds from
+    the last snapshot before the loss, and finds requests whose ending was lost still open.
+    """
+    if store.state.lost:
+        return
     store.save_snapshot(VIEW.name, VIEW.version, view.seq, encode(view))
 
 
@@ -107,13 +126,19 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """Position of the live view that was compared; None if there was none."""
     traces_seq: int | None
     """Position that `request_traces` had reached; None if it was not compared."""
+    seams: tuple[Seam, ...]
+    """The first places at which events are missing, because they were lost before they were stored."""
+    lost: int
+    """Events missing at all of them."""
+    not_comparable: tuple[str, ...]
+    """What could not be compared, because it was kept by a router after it had lost events, in words."""
     differences_found: int
     differences: tuple[Difference, ...]
     """The first of them."""
 
     @property
     def ok(self) -> bool:
-        """Whether everything is what the log says."""
+        """Whether everything that can be compared is what the log says."""
         return self.differences_found == 0
 
 
@@ -130,8 +155,21 @@ def verify(
     `snapshot` and `live` are compared at their own positions, `traces` (`tables.stored`) at `traces_seq`
     (`tables.reached`), by default the end of the log: it may go on growing meanwhile, if table and position are read in
     one transaction.
+
+    A snapshot or live view that a router made after it had lost events is not comparable, and said to be so. Its table
+    always is: that is made from what is stored.
     """
-    checks = _Checks()
+    checks, seams = _Checks(), Seams()
+    not_comparable: list[str] = []
+
+    def compare(part: Literal["snapshot", "live"], found: View | None) -> None:
+        if found is None or found.seq != seq:
+            return
+        if seams.open is None:
+            checks.same(part, view, found)
+        else:
+            not_comparable.append(f"the {part} view at position {seq} is not comparable: {seams.open.sentence}")
+
     view, seq, events = VIEW.initial(), 0, 0
     kept = _decoded(snapshot, checks)
     rebuilt = _Table(traces, traces_seq)
@@ -140,11 +178,10 @@ def verify(
             checks.found("log", f"after {seq}", str(seq + 1), str(recorded.seq))
         seq, events = recorded.seq, events + 1
         view = VIEW.apply(view, recorded)
+        seams.follow(recorded)
         rebuilt.follow(recorded, checks)
-        if kept is not None and seq == kept.seq:
-            checks.same("snapshot", view, kept)
-        if live is not None and seq == live.seq:
-            checks.same("live", view, live)
+        compare("snapshot", kept)
+        compare("live", live)
     rebuilt.close(checks)
     if kept is not None and kept.seq > seq:
         checks.found("snapshot", "position", f"at most {seq}", str(kept.seq))
@@ -158,6 +195,9 @@ def verify(
         snapshot_seq=kept.seq if kept else None,
         live_seq=live.seq if live else None,
         traces_seq=rebuilt.seq,
+        seams=tuple(seams.first),
+        lost=seams.lost,
+        not_comparable=tuple(not_comparable),
         differences_found=checks.count,
         differences=tuple(checks.first),
     )
@@ -168,7 +208,7 @@ def verify_file(path: Path) -> Verification:
 
     Raises `StoreUnavailable` where there is no readable log, `ForeignDatabase` where the file is another program's.
     """
-    with closing(open_readonly(path)) as reader, closing(connect_reader(path)) as connection:
+    with closing(open_readonly(path)) as reader, closing(connect_anywhere(path)) as connection:
         connection.execute("BEGIN")  # table and position as of one moment, however long the comparison takes
         return verify(
             reader.read(),

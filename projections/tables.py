@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import astuple
 
 from events.recorded import Recorded
-from events.sqlite.database import connect_reader
+from events.sqlite.database import connect_anywhere
 from projections.traces import NAME, VERSION, Status, Trace, Traces, fold
 
 #: Rows of one INSERT: a statement for each row would take and drop the interpreter lock once for each.
@@ -124,7 +124,7 @@ class TraceTable:
 
     def recent(self, limit: int = 50, **filters: Unpack[Filters]) -> list[Trace]:
         """Return the newest rows that match, newest first (see `recent`). Blocks on I/O; any thread may ask."""
-        with closing(connect_reader(self._path)) as connection:
+        with closing(connect_anywhere(self._path)) as connection:
             return recent(connection, limit, **filters)
 
 

@@ -44,6 +44,22 @@ def connect_reader(path: Path) -> "Connection":
     return connection
 
 
+def connect_anywhere(path: Path) -> "Connection":
+    """Return a reading connection, also from a directory in which nothing can be created. Raises `driver.Error`.
+
+    Reading needs a file for its locks, and a read-only directory may lack it; but there nobody writes either.
+    """
+    connection = connect_reader(path)
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except driver.Error as error:
+        connection.close()
+        if not driver.is_refusal(error):
+            raise
+        connection = connect_archive(path)
+    return connection
+
+
 def connect_archive(path: Path) -> "Connection":
     """Return a reading connection for a place where nothing can be created, not even the locks that reading takes.
 

@@ -167,18 +167,12 @@ def open_readonly(path: str | Path) -> Reader:
     Raises `StoreUnavailable` where there is no log or it cannot be read, `ForeignDatabase` where it is not ours.
     """
     path = Path(path)
-    connect = database.connect_reader
     try:
-        found = database.revision(path)
-    except driver.Error:
-        # Reading needs a file for its locks, and a read-only directory may lack it; but there nobody writes either.
-        connect = database.connect_archive
-        try:
-            found = database.revision(path, connect)
-        except driver.Error as error:
-            raise StoreUnavailable(f"cannot read {path}: {error}") from error
+        found = database.revision(path, database.connect_anywhere)
+    except driver.Error as error:
+        raise StoreUnavailable(f"cannot read {path}: {error}") from error
     except OSError as error:
         raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
     if found is None:
         raise StoreUnavailable(f"there is no event log at {path}: start the router once, or name another directory")
-    return Reader(lambda: connect(path))
+    return Reader(lambda: database.connect_anywhere(path))

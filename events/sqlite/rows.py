@@ -34,6 +34,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     events: list[Any]
     """Values of all rows for the table `events`, flat."""
     telemetry: list[Any]
+    lost: dict[int, str]
+    """Positions of the events that have been replaced, and why."""
 
 
 class Inserter:
@@ -56,11 +58,14 @@ class Inserter:
         rows: list[Any] = []
         readings: list[Any] = []
         done: list[Recorded] = []
+        lost: dict[int, str] = {}
         for recorded in batch:
             try:
                 codec, payload = self._codec.encode(recorded.event)
             except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-                recorded = unwritable(recorded, error)
+                statement = unwritable(recorded.event, recorded.at, error)
+                lost[recorded.seq] = statement.why
+                recorded = msgspec.structs.replace(recorded, event=statement, schema=statement.schema)
                 codec, payload = self._codec.encode(recorded.event)
             event = recorded.event
             type_id, telemetry = self._classes.get(event.__class__) or self._learn(event.__class__)
@@ -82,7 +87,7 @@ class Inserter:
             else:
                 rows += row
             done.append(recorded)
-        return Prepared(batch=done, events=rows, telemetry=readings)
+        return Prepared(batch=done, events=rows, telemetry=readings, lost=lost)
 
     def write(self, cursor: "Cursor", prepared: Prepared) -> None:
         """Insert the rows, inside the caller's transaction."""
@@ -157,15 +162,14 @@ def unkey(stored: bytes | str) -> str:
     return stored if isinstance(stored, str) else stored.hex()
 
 
-def unwritable(recorded: Recorded, error: Exception) -> Recorded:
+def unwritable(event: Event, at: int, error: Exception) -> LogInterrupted:
     """Return what takes the place of an event that no codec can write: the fact that it is lost, and why."""
-    lost = LogInterrupted(
+    return LogInterrupted(
         lost=1,
-        since=recorded.at,
-        until=recorded.at,
-        why=f"{tag(recorded.event.__class__)} could not be encoded: {error.__class__.__name__}",
+        since=at,
+        until=at,
+        why=f"{tag(event.__class__)} could not be encoded: {error.__class__.__name__}",
     )
-    return msgspec.structs.replace(recorded, event=lost, schema=lost.schema)
 
 
 def release() -> str:

@@ -17,7 +17,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from events.arrivals import Arrivals
-from events.clock import Clock
+from events.clock import Clock, ShiftedClock
 from events.codec import CODEC, Codec
 from events.ids import Ids
 from events.recorded import Recorded
@@ -93,6 +93,8 @@ class SQLiteStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flushes: list[tuple[int, asyncio.Future[None]]] = []
         self._loss: _Loss | None = None
+        self._losses: OrderedDict[int, str] = OrderedDict()
+        """Positions of the newest losses that are over, and why; whoever awaits such an event has just appended it."""
         self._lost = 0
         self._lost_since: int | None = None
         self._closed = False
@@ -129,6 +131,8 @@ class SQLiteStore:
             connection = connect(path, durability)
             undo.callback(connection.close)
             claim = take_over(connection, writer)
+            behind_ns = claim.at - clock.now()
+            clock = ShiftedClock(clock, by_ns=behind_ns) if behind_ns > 0 else clock
             reader = Reader(lambda: database.connect_reader(path), codec)
             thread = Writer(
                 lambda: connect(path, durability),
@@ -222,15 +226,21 @@ class SQLiteStore:
         return group
 
     async def flushed(self, seq: int) -> None:
-        """Return when everything up to `seq` is durable.
+        """Return when the event at `seq` and all before it that were not lost are durable.
 
         Raises `StoreUnavailable` if writing fails: the event may still be stored later, unless it was lost.
         """
-        writer = self._writer
         if self._loss is not None and seq >= self._loss.seq:
             raise StoreUnavailable(f"the event log is full and this event is lost: {self._loss.why}")
-        if seq <= writer.durable:
-            return
+        if seq in self._losses:
+            raise StoreUnavailable(f"the event log was full and this event is lost: {self._losses[seq]}")
+        if seq > self._writer.durable:
+            await self._stored(seq)
+        if seq in self._writer.unwritable:
+            raise StoreUnavailable(f"this event is lost: {self._writer.unwritable[seq]}")
+
+    async def _stored(self, seq: int) -> None:
+        writer = self._writer
         if seq > self._seq:
             raise ValueError(f"position {seq} has not been appended; the head is {self._seq}")
         if self._closed:
@@ -382,6 +392,9 @@ class SQLiteStore:
         lost = LogInterrupted(lost=loss.lost, since=loss.since, until=self.stamp(), why=loss.why)
         recorded = self._order(lost, None, None, None)
         assert recorded.seq == loss.seq
+        self._losses[loss.seq] = loss.why
+        if len(self._losses) > REMEMBERED_MAX:
+            self._losses.popitem(last=False)
         self._queue.append(recorded)
         self._recent.append(recorded)
         self._wake()

@@ -7,7 +7,7 @@ the epoch of its writer, so that a router that was replaced without noticing fin
 
 import logging
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -48,6 +48,12 @@ FAREWELL_S = 5.0
 #: Snapshots kept of each projection.
 SNAPSHOTS_KEPT = 3
 
+#: Batches that a due snapshot lets pass; under constant load the queue is never empty, and it would wait for ever.
+SNAPSHOT_PATIENCE = 4
+
+#: Unwritable events remembered for those who await them, which they do at once if at all.
+UNWRITABLE_MAX = 4096
+
 Entry = Recorded | list[Recorded]
 Snapshot = tuple[int, int, bytes]  # version, position, state
 
@@ -83,6 +89,8 @@ class Writer:
         """Positions of queued events whose id was given by the caller."""
         self.snapshots: dict[str, Snapshot] = {}
         """Waiting to be kept, the newest of each name."""
+        self.unwritable: OrderedDict[int, str] = OrderedDict()
+        """Positions of the newest events that no codec could write, and why."""
         self.durable = durable
         """Position up to which everything is stored."""
         self.awaited = 0
@@ -108,6 +116,7 @@ class Writer:
         self._farewell = 0.0
         self._events_since = 0
         self._commits_since = 0
+        self._snapshot_waited = 0
         self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
 
     def start(self, read: Callable[[int], Iterator[Recorded]], on_progress: Callable[[], None]) -> None:
@@ -172,6 +181,10 @@ class Writer:
             self._store(self._take())
             if self._checkpoint_due(4):
                 self._checkpoint()
+            if self._snapshot_due():
+                self._snapshot_waited += 1
+                if self._snapshot_waited >= SNAPSHOT_PATIENCE and self.failing_since is None:
+                    self._keep_snapshots()
         elif self._snapshot_due():
             self._keep_snapshots()
         elif self._closing.is_set():
@@ -244,6 +257,9 @@ class Writer:
 
     def _store(self, batch: list[Recorded]) -> None:
         prepared = self._inserter.prepare(batch, self.explicit)
+        self.unwritable.update(prepared.lost)
+        while len(self.unwritable) > UNWRITABLE_MAX:
+            self.unwritable.popitem(last=False)
         pause = RETRY_FIRST_S
         while True:
             try:
@@ -353,6 +369,7 @@ class Writer:
         return any(position <= self.durable for _, position, _ in list(self.snapshots.values()))
 
     def _keep_snapshots(self) -> None:
+        self._snapshot_waited = 0
         for name, snapshot in list(self.snapshots.items()):
             if snapshot[1] > self.durable:
                 continue

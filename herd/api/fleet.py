@@ -54,14 +54,14 @@ async def openai_models(request: AnyRequest) -> dict[str, Any]:
 async def fleet_status(request: AnyRequest) -> dict[str, Any]:
     """Return every node with its readings, models and queues."""
     core = Shared.of(request.app).core
-    return status.fleet_status(core.view, now=core.clock.now())
+    return status.fleet_status(core.view, now=core.store.stamp())
 
 
 @get("/fleet/queue")
 async def fleet_queue(request: AnyRequest) -> dict[str, Any]:
     """Return the queues of the fleet and what they expect."""
     core = Shared.of(request.app).core
-    return status.fleet_queue(core.view, now=core.clock.now())
+    return status.fleet_queue(core.view, now=core.store.stamp())
 
 
 @get("/healthz")

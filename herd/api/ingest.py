@@ -1,5 +1,6 @@
 """Agents repeat everything every few seconds; the log should hear only of what is new."""
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import msgspec
 from litestar import Request, Response, post
 from msgspec.structs import replace
 
+from events.store import StoreUnavailable
 from events.types import (
     Capacity,
     Disk,
@@ -62,6 +64,12 @@ BY_AGENT = "agent"
 #: A machine that changes its address is silent for a while; two machines of one name are not.
 MOVE_MIN_NS = 10 * NS_PER_S
 
+#: How many moves are remembered. Names come from the network, and what comes from there must not fill the memory.
+MOVES_MAX = 1000
+
+#: How long an agent that drains or leaves waits until the log has it on disk, seconds.
+DURABLE_MAX_S = 1.0
+
 GIB = 1 << 30
 OLLAMA_PORT = 11434
 
@@ -78,24 +86,62 @@ async def heartbeat(request: Request[Any, Any, Any]) -> Response[bytes]:
         return _json({"error": error.message, "field": error.field}, status=error.status)
     source_ip = request.client.host if request.client is not None else ""
     node = core.view.fleet.nodes.get(beat.node_id)
-    now = core.clock.now()
+    now = core.store.stamp()
+    moves: Moves = request.app.state.setdefault("moves", Moves())
+    farewell = 0
     for event in events_of(beat, source_ip=source_ip, node=node, now=now):
-        if isinstance(event, NodeJoined) and node is not None and _moved_at_once(event, node, now=now):
+        if isinstance(event, NodeJoined) and node is not None and moves.back_at_once(event, node, now=now):
             logger.warning(
                 "two machines seem to report as %s, from %s and %s; give each agent its own --node-id",
                 beat.node_id, node.url, event.url,
                 extra={"node_id": beat.node_id},
             )  # fmt: skip
-        core.record(event)
+        recorded = core.record(event)
+        if isinstance(event, NodeDrainRequested | NodeLeft):
+            farewell = recorded.seq
+    if farewell:
+        await _durable(core, farewell, beat.node_id)
     return _json(msgspec.to_builtins(answer(beat, core.view.fleet.nodes.get(beat.node_id))))
 
 
 HANDLERS = (heartbeat,)
 
 
-def _moved_at_once(joined: NodeJoined, node: Node, *, now: int) -> bool:
-    """Whether a node that was heard a moment ago at one address now reports from another."""
-    return node.status == "online" and joined.url != node.url and now - node.reading.at < MOVE_MIN_NS
+class Moves:
+    """Tells two machines that report as one from a machine that moved: their address goes back and forth."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, str] = {}
+        self._told: set[tuple[str, frozenset[str]]] = set()
+
+    def back_at_once(self, joined: NodeJoined, node: Node, *, now: int) -> bool:
+        """Whether a node is back on the host that it left a moment ago; once for each node and pair of hosts."""
+        here, there = urlsplit(joined.url).hostname or "", urlsplit(node.url).hostname or ""
+        if here == there:
+            return False
+        before = self._before.pop(node.name, None)
+        if node.status != "online" or now - node.reading.at >= MOVE_MIN_NS:
+            return False
+        if len(self._before) >= MOVES_MAX:
+            self._before.clear()
+        self._before[node.name] = there
+        pair = (node.name, frozenset((here, there)))
+        if here != before or pair in self._told:
+            return False
+        if len(self._told) >= MOVES_MAX:
+            self._told.clear()
+        self._told.add(pair)
+        return True
+
+
+async def _durable(core: "Core", seq: int, node: str) -> None:
+    """Wait until a farewell is stored, but not long: an agent that stops must not hang because a disk does."""
+    try:
+        async with asyncio.timeout(DURABLE_MAX_S):
+            await core.store.flushed(seq)
+    except (TimeoutError, StoreUnavailable) as error:
+        why = str(error) or f"not within {DURABLE_MAX_S:.0f} s"
+        logger.warning("%s was answered before its farewell was stored: %s", node, why, extra={"node_id": node})
 
 
 def answer(beat: Heartbeat, node: Node | None) -> Answer:

@@ -190,18 +190,9 @@ def write(found: Iterable[Recorded], file: Any) -> int:
 @options.json_flag
 def verify(data_dir: str | None, as_json: bool) -> int:
     """Build every view anew from the whole log, and compare it with what is kept: snapshot and request traces."""
-    from events.sqlite.database import connect_reader  # noqa: PLC0415 - see `opened`
-    from projections import runner, tables  # noqa: PLC0415
-    from projections.view import VIEW  # noqa: PLC0415
+    from projections.runner import verify_file  # noqa: PLC0415 - see `opened`
 
-    with opened(data_dir) as reader, closing(connect_reader(log_path(data_dir))) as connection:
-        connection.execute("BEGIN")  # the table and its position, as they are at one moment
-        result = runner.verify(
-            reader.read(),
-            snapshot=reader.load_snapshot(VIEW.name, VIEW.version),
-            traces_seq=tables.reached(connection),
-            traces=tables.stored(connection),
-        )
+    result = verify_file(log_path(data_dir))
     if as_json:
         print_json(msgspec.structs.asdict(result) | {"ok": result.ok})
     else:
@@ -215,10 +206,16 @@ def show_verification(result: "Verification") -> None:
     click.echo(
         f"{result.events} events read up to position {result.seq}, compared with {snapshot} and {result.rows} traces"
     )
+    for seam in result.seams:
+        click.echo(plain(f"  {seam.sentence}"))
+    for sentence in result.not_comparable:
+        click.echo(plain(f"  {sentence}"))
     for found in result.differences:
         click.echo(plain(f"  {found.part} {found.where}: the log says {found.expected}, kept is {found.found}"))
     if result.ok:
-        click.echo("A rebuild equals what is kept.")
+        click.echo(
+            "A rebuild equals what is kept." if not result.not_comparable else "All that is comparable is equal."
+        )
     else:
         click.echo(f"{result.differences_found} differences.")
 

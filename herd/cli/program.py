@@ -1,6 +1,5 @@
 """A command that fails says so in one line, says what to do next, and exits with a code that a script can use."""
 
-import logging
 import os
 import sys
 import traceback
@@ -30,8 +29,6 @@ MEANINGS = {
 
 #: With this in the environment a bug shows its traceback.
 TRACEBACK_VARIABLE = "HERD_TRACEBACK"
-
-logger = logging.getLogger("herd")
 
 
 class Unreachable(HerdError):
@@ -142,7 +139,6 @@ def exit_code(error: HerdError | StoreError | OSError) -> int:
 
 def bug(error: Exception) -> int:
     """Report what no one expected: one line, unless the user asks for all of it."""
-    logger.error("a bug ended the command", exc_info=error)
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exception(error)
     return complain(

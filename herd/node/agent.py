@@ -243,7 +243,8 @@ class Agent:
 
     def _lose(self, what: str, *, state: str = "") -> None:
         self._failed_in_a_row += 1
-        self._work = 0
+        if self._failed_in_a_row >= LOST_AFTER and not self._stopping.is_set():
+            self._work = 0  # a router that has long been gone sends nothing; one that missed a beat still may
         self._say("router", state or what, logging.WARNING, what)
 
     def _say(self, subject: str, state: str, level: int, text: str) -> None:
@@ -267,13 +268,21 @@ class Agent:
             return
         until_s = _now_s() + self._settings.drain_timeout
         beat = await self._observe(engine)
-        while await self._send(beat) and self._work and _now_s() < until_s:
-            self._say("drain", str(self._work), logging.INFO, f"stopping when {self._work} requests are finished")
+        await self._send(beat)
+        while self._work and _now_s() < until_s:
+            text = f"stopping when {_requests(self._work)} {'is' if self._work == 1 else 'are'} finished"
+            self._say("drain", str(self._work), logging.INFO, text)
             await asyncio.sleep(min(DRAIN_POLL_S, until_s - _now_s()))
+            await self._send(beat)  # a failure is no answer: what was known last still counts
         if self._work:
             self._deserted = True
-            logger.warning("%d requests were not finished in %.0f s", self._work, self._settings.drain_timeout)
+            timeout_s = self._settings.drain_timeout
+            logger.warning("left after %.0f s with %s unfinished", timeout_s, _requests(self._work))
         await self._send(replace(beat, leaving=True))
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests"
 
 
 def _now_s() -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from events.recorded import Recorded
+from events.seams import Seam, Seams
 from events.types import PolicyPromoted, RequestFinished, RequestReceived, RouteChosen
 from herd.errors import SettingsError
 from herd.routing.chance import Chance
@@ -46,8 +47,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     events: int
     decisions: int
+    """All in the log: identical, differing, not checkable, and those of unknown policies."""
     identical: int
     differing: int
+    not_checkable: int = 0
+    """Made after events were lost, by the same run of the router: it had seen what the log does not hold."""
+    seams: tuple[Seam, ...] = ()
+    """The first places at which events are missing."""
+    lost: int = 0
+    """Events missing at all of them."""
     differences: tuple[Difference, ...] = ()
     """The first of those that differ."""
     unknown_policies: dict[str, str] = {}
@@ -57,12 +65,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Whether every decision was asked again and came out the same."""
-        return not self.refused and self.identical == self.decisions
+        """Whether every decision that can be checked was asked again and came out the same."""
+        return not self.refused and self.identical + self.not_checkable == self.decisions
 
 
 def verify(events: Iterable[Recorded], policies: Mapping[str, Callable[[dict[str, Any]], Policy]]) -> Report:
-    """Re-ask every recorded decision and compare every bit of the answer.
+    """Re-ask every recorded decision and compare every bit of what was decided: choice, scores, points and reasons.
+
+    The sentences that explain an elimination to people are not compared. Decisions that a router made after it lost
+    events, until its end, are only counted.
 
     `events` is a whole log of one writer, in order from position 1. A log that begins later, has a hole, or holds
     decisions made without having seen all that was recorded before them is refused from there on: the view to ask with
@@ -83,7 +94,8 @@ class _Audit:
         self._known: dict[str, Policy] = {}
         self._unknown: dict[str, str] = {}
         self._differences: list[Difference] = []
-        self._events = self._decisions = self._identical = self._differing = 0
+        self._seams = Seams()
+        self._events = self._decisions = self._identical = self._differing = self._not_checkable = 0
         self._refused = ""
 
     def report(self) -> Report:
@@ -92,6 +104,9 @@ class _Audit:
             decisions=self._decisions,
             identical=self._identical,
             differing=self._differing,
+            not_checkable=self._not_checkable,
+            seams=tuple(self._seams.first),
+            lost=self._seams.lost,
             differences=tuple(self._differences),
             unknown_policies=self._unknown,
             refused=self._refused,
@@ -102,10 +117,14 @@ class _Audit:
         if recorded.seq != self._view.seq + 1:
             self._refused = _gap(self._view.seq, recorded.seq)
             return False
+        self._seams.follow(recorded)
         match recorded.event:
             case RouteChosen() as chosen:
                 self._decisions += 1
-                self._refused = self._check(recorded, chosen)
+                if self._seams.open is None:
+                    self._refused = self._check(recorded, chosen)
+                else:
+                    self._not_checkable += 1
             case RequestReceived() as received:
                 self._received[received.request] = received
             case RequestFinished() as finished:
@@ -166,13 +185,19 @@ class _Audit:
             propensity=decision.propensity,
         )
         # Compared as written, because 0.0 and -0.0 are equal and not the same bits.
-        if _encode(again) == _encode(chosen):
+        if _encode(_bare(again)) == _encode(_bare(chosen)):
             self._identical += 1
         else:
             self._differing += 1
             room = DIFFERENCES_MAX - len(self._differences)
             self._differences += differences(recorded.seq, chosen, again)[:room]
         return ""
+
+
+def _bare(chosen: RouteChosen) -> RouteChosen:
+    """Leave out the sentences for people; mending their grammar must not make an old decision look different."""
+    eliminated = tuple(msgspec.structs.replace(refused, detail="") for refused in chosen.eliminated)
+    return msgspec.structs.replace(chosen, eliminated=eliminated)
 
 
 def differences(seq: int, recorded: RouteChosen, rederived: RouteChosen) -> list[Difference]:
@@ -221,7 +246,6 @@ def _compare_candidates(
 def _compare_eliminated(
     recorded: RouteChosen, rederived: RouteChosen, compare: Callable[[str, object, object], None]
 ) -> None:
-    # The detail is a sentence for people; mending its grammar must not make an old decision look different.
     was = {refused.node: refused.reason for refused in recorded.eliminated}
     now = {refused.node: refused.reason for refused in rederived.eliminated}
     for node in sorted(was.keys() | now.keys()):

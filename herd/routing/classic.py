@@ -11,6 +11,7 @@ from events.types import Candidate
 from herd.errors import SettingsError
 from herd.routing.chance import Chance
 from herd.routing.context import ClassicParameters, Context
+from herd.routing.decide import DECIDING_VERSION
 from herd.routing.policy import Ask, Ranking
 from herd.routing.signals import SIGNALS
 from projections.fleet import Node
@@ -62,7 +63,7 @@ def classic(parameters: dict[str, Any]) -> Classic:
         raise SettingsError(f"policy classic: {error}", hint=f"It knows: {names}.") from error
 
 
-def fingerprint(name: str, version: int, parameters: dict[str, Any]) -> str:
+def fingerprint(name: str, version: int, parameters: dict[str, Any], *, deciding: int = DECIDING_VERSION) -> str:
     """Return twelve hex digits that differ whenever the decisions of a policy may differ."""
-    identity = {"name": name, "version": version, "parameters": parameters}
+    identity = {"name": name, "version": version, "deciding": deciding, "parameters": parameters}
     return sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:12]

@@ -6,6 +6,10 @@ from herd.routing.chance import Chance
 from herd.routing.policy import Ask, Decision, Policy
 from projections.view import View
 
+#: Raise this whenever admission, the handling of ties or the naming of models changes: a policy's hash contains it, so
+#: decisions recorded before then count as made by another policy.
+DECIDING_VERSION = 1
+
 #: Totals closer than this are equal: the difference is rounding.
 EQUAL = 1e-9
 

@@ -183,6 +183,21 @@ async def test_a_router_that_was_replaced_stops_writing(path: Path) -> None:
         assert (await append(store, dispatched()))[0].seq == 2
 
 
+async def test_a_clock_that_was_set_back_goes_on_from_the_last_event_at_its_own_pace(path: Path) -> None:
+    async with opened(path) as store:
+        (last,) = await append(store, dispatched())
+    clock = ManualClock(last.at - 3_600_000_000_000)
+    store = SQLiteStore.open(path, clock=clock, writer="w")
+    assert store.stamp() == last.at
+    first = store.append(dispatched())
+    clock.advance(s=30)
+    second = store.append_all([dispatched()])[0]
+    third = store.append(dispatched())
+    assert store.stamp() == third.at
+    await store.close()
+    assert [each.at - last.at for each in (first, second, third)] == [0, 30_000_000_000, 30_000_000_000]
+
+
 async def test_a_failed_opening_leaves_no_lock_behind(path: Path) -> None:
     def refuse(path: Path, durability: object) -> Any:
         raise driver.Error("no")
@@ -385,6 +400,9 @@ async def test_a_damaged_event_is_named_by_its_position(path: Path) -> None:
 async def test_an_event_that_cannot_be_written_becomes_a_recorded_loss(path: Path) -> None:
     async with opened(path) as store:
         broken = store.append(dispatched("\udc80"))
+        for _ in ("while it waits", "later"):
+            with pytest.raises(StoreUnavailable, match=r"lost: request\.dispatched could not be encoded"):
+                await store.flushed(broken.seq)
         (after,) = await append(store, dispatched())
         found = list(store.read())
         assert [each.seq for each in found] == [1, 2]
@@ -533,7 +551,7 @@ async def test_a_view_with_a_bug_does_not_keep_events_from_the_disk(path: Path) 
 
 async def test_a_view_sees_the_loss_in_the_place_of_what_could_not_be_written(path: Path) -> None:
     async with opened(path, projections=[Counted()]) as store:
-        await append(store, dispatched("\udc80"))
+        store.append(dispatched("\udc80"))
     assert rows(path, COUNTED) == [("router", 1)]
 
 

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,6 +14,7 @@ import pytest
 from events.clock import ManualClock
 from events.recorded import Recorded
 from events.sqlite import SQLiteStore, database, driver
+from events.sqlite.writer import BATCH_MAX, SNAPSHOT_PATIENCE
 from events.store import StoreUnavailable
 from events.types import Event, LogInterrupted
 from tests.events.databases import new_log
@@ -36,6 +37,7 @@ class Disk:
         self.failures = 0
         self.connections = 0
         self.tried = threading.Event()
+        self.watch: Callable[[str], object] = lambda _: None
         self.gate = threading.Event()
         self.gate.set()
 
@@ -43,6 +45,7 @@ class Disk:
         return cast("Connection", FailingConnection(self, database.connect_writer(path, durability)))
 
     def execute(self, cursor: Any, sql: str, *values: Any) -> Any:
+        self.watch(sql)
         if sql == "COMMIT":
             self.gate.wait()
         failing = bool(self.fails_at) and sql.startswith(self.fails_at)
@@ -86,6 +89,9 @@ class FailingCursor:
     @property
     def rowcount(self) -> int:
         return self.real.rowcount
+
+    def fetchone(self) -> Any:
+        return self.real.fetchone()
 
     def execute(self, sql: str, *values: Any) -> Any:
         return self.disk.execute(self.real, sql, *values)
@@ -191,6 +197,8 @@ async def test_events_that_are_lost_leave_no_hole(store: SQLiteStore, disk: Disk
     after = store.append(dispatched())
     await store.flushed(after.seq)
     assert after.seq == 22
+    with pytest.raises(StoreUnavailable, match="was full and this event is lost: database or disk is full"):
+        await store.flushed(lost[0].seq)
     assert positions(store) == list(range(1, 23))
     (interruption,) = store.read(20, until=21)
     assert interruption.event == LogInterrupted(
@@ -231,6 +239,22 @@ async def test_readings_make_room_for_decisions(store: SQLiteStore, disk: Disk) 
     await recovered(store, disk)
     assert positions(store) == list(range(1, decision.seq + 1))
     assert [each.stream for each in store.read(17)] == ["node/kept", "router", "request/kept"]
+
+
+async def test_a_due_snapshot_does_not_wait_for_an_idle_moment(tmp_path: Path, disk: Disk, clock: ManualClock) -> None:
+    store = SQLiteStore.open(
+        new_log(tmp_path / "other.db"), clock=clock, writer="test", queue_max=10**6, connect=disk.connect
+    )
+    disk.gate.clear()
+    last = store.append_all([dispatched()] * BATCH_MAX)[-1]
+    for _ in range(SNAPSHOT_PATIENCE + 4):
+        store.append_all([dispatched()] * BATCH_MAX)
+    store.save_snapshot("fleet", 1, last.seq, b"state")
+    durable: list[int] = []
+    disk.watch = lambda sql: durable.append(store.state.durable) if "INTO snapshots" in sql else None
+    disk.gate.set()
+    await store.close()
+    assert durable == [last.seq + (SNAPSHOT_PATIENCE - 1) * BATCH_MAX]
 
 
 async def test_a_second_interruption_is_counted_anew(store: SQLiteStore, disk: Disk, clock: ManualClock) -> None:

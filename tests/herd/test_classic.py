@@ -7,7 +7,8 @@ import pytest
 from events.types import Capacity
 from herd.errors import SettingsError
 from herd.routing import POLICIES
-from herd.routing.classic import classic
+from herd.routing.classic import VERSION, classic, fingerprint
+from herd.routing.decide import DECIDING_VERSION
 from herd.routing.policy import Ask
 from herd.settings import RouterSettings
 from projections.fleet import Node, Queue
@@ -264,6 +265,12 @@ def test_parameters_are_complete_and_their_hash_tells_them_apart() -> None:
     for name, value in CLASSIC.parameters.items():
         other = classic({name: not value if isinstance(value, bool) else value + 1})
         assert other.hash != CLASSIC.hash, name
+
+
+def test_another_admission_or_another_way_with_ties_is_another_hash() -> None:
+    now = fingerprint("classic", VERSION, CLASSIC.parameters, deciding=DECIDING_VERSION)
+    assert now == CLASSIC.hash
+    assert fingerprint("classic", VERSION, CLASSIC.parameters, deciding=DECIDING_VERSION + 1) != now
 
 
 @pytest.mark.parametrize("wrong", [{"score_model_hot": -1}, {"score_model_hot": "many"}, {"score_model_hott": 1.0}])

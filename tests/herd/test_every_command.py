@@ -355,6 +355,20 @@ def test_a_bug_is_told_in_one_line_with_a_way_to_learn_more() -> None:
     failed_well(result, BUG, "ZeroDivisionError: by nothing", TRACEBACK_VARIABLE)
 
 
+def test_a_bug_in_a_process_of_its_own_prints_no_more_than_that() -> None:
+    code = (
+        "from herd.cli.program import Program\n"
+        "program = Program('herd')\n"
+        "program.command('fall')(lambda: 1 // 0)\n"
+        "program.main(['fall'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != TRACEBACK_VARIABLE}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == BUG
+    assert [line.partition(":")[0] for line in run.stderr.splitlines()] == ["error", "hint"]
+    assert run.stdout == ""
+
+
 def test_a_bug_shows_where_it_happened_to_who_asks() -> None:
     result = CliRunner(env={TRACEBACK_VARIABLE: "1"}).invoke(broken(ZeroDivisionError("by nothing")), ["fall"])
     assert "Traceback" in result.stderr

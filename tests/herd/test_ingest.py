@@ -1,5 +1,6 @@
 """The log hears of what is new, and of nothing else."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from events.clock import ManualClock
 from events.recorded import Recorded
+from events.store import StoreUnavailable
 from events.types import (
     Event,
     NodeDrainRequested,
@@ -368,10 +370,27 @@ def test_a_stranger_who_says_goodbye_leaves_no_trace() -> None:
 # --- the endpoint ---------------------------------------------------------------------------------------------------
 
 
+class FakeStore:
+    """Says when it was waited for, and waits or fails as it is told."""
+
+    def __init__(self) -> None:
+        self.waited_for: list[int] = []
+        self.stalls = False
+        self.fails = ""
+
+    async def flushed(self, seq: int) -> None:
+        self.waited_for.append(seq)
+        if self.fails:
+            raise StoreUnavailable(self.fails)
+        if self.stalls:
+            await asyncio.Event().wait()
+
+
 class FakeCore:
     """As much of the core as the endpoint uses."""
 
     def __init__(self) -> None:
+        self.store = FakeStore()
         self.view = View()
         self.clock = ManualClock()
 
@@ -425,6 +444,83 @@ def test_an_agent_is_told_how_much_work_it_still_has(client: TestClient[Litestar
         core.record(RequestEnqueued(request="2", attempt=1, node="mac-studio", model="m"))
         answer = client.post("/heartbeat", content=body(draining=True))
     assert answer.json() == {"status": "draining", "node_status": "draining", "in_flight": 1, "waiting": 1}
+
+
+def test_a_drain_and_a_farewell_are_answered_after_they_are_stored(
+    client: TestClient[Litestar], core: FakeCore
+) -> None:
+    drained: list[int] = []
+    with client:
+        client.post("/heartbeat", content=body())
+        assert core.store.waited_for == []
+        client.post("/heartbeat", content=body(draining=True))
+        drained += core.store.waited_for
+        assert drained == [core.view.seq]
+        client.post("/heartbeat", content=body(draining=True))
+        assert core.store.waited_for == drained  # nothing new was promised
+        client.post("/heartbeat", content=body(draining=True, leaving=True))
+    assert core.store.waited_for == [*drained, core.view.seq]
+
+
+def test_a_disk_that_fails_does_not_hold_up_an_agent_that_stops(
+    client: TestClient[Litestar], core: FakeCore, caplog: pytest.LogCaptureFixture
+) -> None:
+    core.store.fails = "no space left"
+    with client:
+        client.post("/heartbeat", content=body())
+        answer = client.post("/heartbeat", content=body(draining=True))
+    assert (answer.status_code, answer.json()["status"]) == (200, "draining")
+    assert "mac-studio was answered before its farewell was stored: no space left" in caplog.text
+
+
+def test_a_disk_that_stalls_holds_up_an_agent_that_stops_for_a_moment_only(
+    client: TestClient[Litestar], core: FakeCore, caplog: pytest.LogCaptureFixture
+) -> None:
+    core.store.stalls = True
+    with client:
+        client.post("/heartbeat", content=body())
+        assert client.post("/heartbeat", content=body(draining=True)).status_code == 200
+    assert "not within 1 s" in caplog.text
+
+
+def reports_from(client: TestClient[Litestar], core: FakeCore, *urls: str, every_s: float = 2.5) -> None:
+    """Report from one address after the other, as one node."""
+    with client:
+        for url in urls:
+            assert client.post("/heartbeat", content=body(ollama_host=url, lan_ip="10.9.9.9")).status_code == 200
+            core.clock.advance(s=every_s)
+
+
+ONE, OTHER = "http://192.168.1.20:11434", "http://192.168.1.21:11434"
+
+
+def test_two_machines_of_one_name_are_told_once(
+    client: TestClient[Litestar], core: FakeCore, caplog: pytest.LogCaptureFixture
+) -> None:
+    reports_from(client, core, *(ONE, OTHER) * 5)
+    assert caplog.text.count("two machines seem to report as mac-studio") == 1
+
+
+@pytest.mark.parametrize(
+    ("urls", "every_s"),
+    [
+        ((ONE, OTHER, OTHER, OTHER), 2.5),
+        ((ONE, "http://192.168.1.20:8080", ONE, "http://192.168.1.20:8080"), 2.5),
+        ((ONE, OTHER, "http://192.168.1.22:11434"), 2.5),
+        ((ONE, OTHER, ONE, OTHER), 11.0),
+    ],
+    ids=["moved", "another port", "moved twice", "slowly"],
+)
+def test_a_machine_that_moves_is_not_taken_for_two(
+    client: TestClient[Litestar],
+    core: FakeCore,
+    caplog: pytest.LogCaptureFixture,
+    urls: tuple[str, ...],
+    every_s: float,
+) -> None:
+    reports_from(client, core, *urls, every_s=every_s)
+    assert "two machines" not in caplog.text
+    assert core.view.fleet.nodes["mac-studio"].url == urls[-1]
 
 
 def test_a_body_that_is_too_large_is_not_read(client: TestClient[Litestar]) -> None:

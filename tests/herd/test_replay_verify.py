@@ -1,14 +1,21 @@
 """Verifying finds what differs, says it in words, and refuses what it cannot know."""
 
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from events.clock import ManualClock
 from events.recorded import Recorded
+from events.seams import SEAMS_MAX, Seam, Seams
+from events.sqlite import SQLiteStore, open_readonly
+from events.store import StoreUnavailable
 from events.types import (
     Event,
+    LogInterrupted,
     Memory,
     Model,
     NodeInventoryChanged,
@@ -16,14 +23,20 @@ from events.types import (
     NodeReported,
     NodeStatusChanged,
     PolicyPromoted,
+    RequestDispatched,
     RequestFinished,
     RequestReceived,
     RouteChosen,
+    RouterRecovered,
+    RouterStarted,
 )
 from herd.core import Core
 from herd.replay.verify import DIFFERENCES_MAX, Report, verify
 from herd.routing import POLICIES
-from projections.view import VIEW
+from projections import runner
+from projections.tables import TraceTable
+from projections.view import VIEW, encode
+from tests.events.test_sqlite_disk import Disk, recovered
 from tests.sim.scenarios import CALM
 
 
@@ -130,6 +143,146 @@ def test_a_report_shows_a_bounded_number_of_differences() -> None:
     report = verify(log, POLICIES)
     assert report.differing == report.decisions == CALM.requests
     assert len(report.differences) == DIFFERENCES_MAX
+
+
+def test_a_reworded_sentence_does_not_make_a_decision_look_different() -> None:
+    def reword(chosen: RouteChosen) -> dict[str, Any]:
+        assert chosen.eliminated
+        return {"eliminated": tuple(msgspec.structs.replace(e, detail="in other words") for e in chosen.eliminated)}
+
+    report = altered(reword)
+    assert report.ok
+    assert (report.identical, report.differing) == (1, 0)
+
+
+# --- lost events ----------------------------------------------------------------------------------------------------
+
+
+class Routed:
+    """A router's core on a disk that can be told to fail."""
+
+    def __init__(self, path: Path, clock: ManualClock) -> None:
+        self.disk = Disk()
+        self.clock = clock
+        self.store = SQLiteStore.open(
+            path, clock=clock, writer="test", queue_max=30, connect=self.disk.connect, projections=[TraceTable(path)]
+        )
+        self.core = Core(self.store, clock, POLICIES["classic"]({}), runner.restore(self.store), seed=7)
+        for ending in runner.abandoned(self.core.view):
+            self.core.record(ending)
+        self.core.record(promoted())
+        self.core.record(RouterStarted(version="1"))
+
+    def join(self) -> None:
+        self.core.record(NodeJoined(node="ash", url="http://ash"))
+        self.core.record(NodeInventoryChanged(node="ash", models=(Model(name="llama3", size_bytes=5 * 10**9),)))
+        self.core.record(NodeReported(node="ash", keyframe=True, memory=Memory(available_gib=40)))
+        self.core.record(NodeStatusChanged(node="ash", status="online"))
+
+    def begin(self, name: str) -> None:
+        self.clock.advance(s=1)
+        asked = RequestReceived(
+            request=name, kind="chat", dialect="ollama", path="/api/chat", model="llama3:latest", asked="llama3",
+            streaming=True, tokens_estimated=30,
+        )  # fmt: skip
+        _, chosen = self.core.choose(asked, cause=self.core.record(asked).id)
+        assert chosen.node == "ash"
+        self.core.record(RequestDispatched(request=name, attempt=1, node="ash", model="llama3:latest"))
+
+    def end(self, name: str) -> Recorded:
+        self.clock.advance(s=1)
+        return self.core.record(RequestFinished(request=name, outcome="completed", node="ash", model="llama3:latest"))
+
+    async def stop(self) -> None:
+        runner.save(self.store, self.core.view)
+        await self.store.close()
+
+
+async def with_a_loss(path: Path, clock: ManualClock) -> tuple[Routed, int]:
+    """Run a router that loses the end of a request and goes on; return it, and the position of the seam."""
+    router = Routed(path, clock)
+    router.join()
+    router.begin("r1")
+    router.end("r1")
+    runner.save(router.store, router.core.view)
+    router.begin("r2")
+    await router.store.flushed(router.core.view.seq)
+    router.disk.fails_at = "INSERT"
+    with pytest.raises(StoreUnavailable):
+        await router.store.flushed(router.core.record(RouterRecovered(abandoned=0)).seq)
+    while router.store.state.queued < 30:
+        router.core.record(RouterRecovered(abandoned=0))
+    assert not router.store.state.lost
+    seam = router.end("r2").seq
+    assert router.store.state.lost == 1
+    await recovered(router.store, router.disk)
+    router.begin("r3")
+    router.end("r3")
+    return router, seam
+
+
+def asked_again(path: Path) -> Report:
+    with closing(open_readonly(path)) as reader:
+        return verify(reader.read(), POLICIES)
+
+
+async def test_a_loss_is_a_seam_that_ends_with_the_run_of_the_router(tmp_path: Path) -> None:
+    path, clock = tmp_path / "latency.db", ManualClock()
+    router, seam = await with_a_loss(path, clock)
+    await router.stop()
+
+    report = asked_again(path)
+    assert report.ok, report
+    assert (report.decisions, report.identical, report.not_checkable, report.lost) == (3, 2, 1, 1)
+    assert f"1 event was lost at position {seam}, between 2026-01-01 00:00:" in report.seams[0].sentence
+    kept = runner.verify_file(path)
+    assert kept.ok, kept
+    assert kept.snapshot_seq is None or kept.snapshot_seq < seam, "what only the router knew must not be kept"
+    assert kept.seams == report.seams
+
+    again = Routed(path, clock)
+    assert not again.core.view.fleet.requests
+    again.begin("r4")
+    again.end("r4")
+    await again.stop()
+    report = asked_again(path)
+    assert report.ok, report
+    assert (report.decisions, report.identical, report.not_checkable) == (4, 3, 1)
+    kept = runner.verify_file(path)
+    assert kept.ok, kept
+    assert kept.snapshot_seq == kept.seq
+    assert not kept.not_comparable
+    ended = {trace.request_id: trace.error_message for trace in TraceTable(path).recent()}
+    assert ended["r2"] == "the router stopped before the request ended"
+    assert ended["r4"] is None
+
+
+async def test_a_snapshot_from_after_a_loss_is_neither_used_nor_compared(tmp_path: Path) -> None:
+    path, clock = tmp_path / "latency.db", ManualClock()
+    router, seam = await with_a_loss(path, clock)
+    view = router.core.view
+    router.store.save_snapshot(VIEW.name, VIEW.version, view.seq, encode(view))
+    await router.store.close()
+
+    kept = runner.verify_file(path)
+    assert kept.ok, kept
+    (sentence,) = kept.not_comparable
+    assert (
+        f"the snapshot view at position {view.seq} is not comparable: 1 event was lost at position {seam}" in sentence
+    )
+    store = SQLiteStore.open(path, clock=clock, writer="test")
+    assert set(runner.restore(store).fleet.requests) == {"r2"}
+    await store.close()
+
+
+def test_many_seams_are_counted_and_the_first_of_them_told() -> None:
+    seams = Seams()
+    log = a_log()
+    for seq in range(1, SEAMS_MAX + 6):
+        lost = LogInterrupted(lost=2, since=0, until=1)
+        seams.follow(msgspec.structs.replace(log[0], seq=seq, event=lost))
+    assert (len(seams.first), seams.lost) == (SEAMS_MAX, 2 * SEAMS_MAX + 10)
+    assert seams.open == Seam(seq=1, lost=2, since=0, until=1)
 
 
 UNKNOWN = {

@@ -72,12 +72,33 @@ def test_a_word_may_be_written_in_any_case() -> None:
         ({"environment": {"FLEET_HEARTBEAT_TIMEOUT": "-1"}}, "FLEET_HEARTBEAT_TIMEOUT"),
         ({"environment": {"FLEET_READ_TIMEOUT": "nan"}}, "FLEET_READ_TIMEOUT"),
         ({"environment": {"FLEET_MAX_RETRIES": "-1"}}, "FLEET_MAX_RETRIES"),
+        ({"environment": {"FLEET_HEARTBEAT_INTERVAL": "0"}}, "FLEET_HEARTBEAT_INTERVAL"),
+        ({"environment": {"FLEET_CONNECT_TIMEOUT": "0"}}, "FLEET_CONNECT_TIMEOUT"),
+        ({"environment": {"FLEET_READ_TIMEOUT": "0"}}, "FLEET_READ_TIMEOUT"),
     ],
 )
 def test_a_value_without_sense_is_refused_with_its_place(sources: dict[str, dict[str, str]], place: str) -> None:
     with pytest.raises(SettingsError) as caught:
         router(**sources)
     assert caught.value.message.startswith(f"{place} is ")
+
+
+def test_an_agent_that_reports_without_a_pause_is_refused() -> None:
+    with pytest.raises(SettingsError, match="FLEET_NODE_HEARTBEAT_INTERVAL is '0'"):
+        load(NodeSettings, NODE_PREFIX, environment={"FLEET_NODE_HEARTBEAT_INTERVAL": "0"})
+
+
+def test_zero_is_allowed_where_it_means_not_to_wait() -> None:
+    values = router(environment={"FLEET_QUEUE_TIMEOUT": "0", "FLEET_SHUTDOWN_GRACE": "0"})
+    assert (values.queue_timeout, values.shutdown_grace) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("timeout", "offline"), [("30", "30"), ("60", "30"), ("15", "10")])
+def test_a_node_cannot_be_offline_before_it_is_degraded(timeout: str, offline: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        router(environment={"FLEET_HEARTBEAT_TIMEOUT": timeout, "FLEET_HEARTBEAT_OFFLINE": offline})
+    assert f"FLEET_HEARTBEAT_OFFLINE is {offline} s" in caught.value.message
+    assert f"FLEET_HEARTBEAT_TIMEOUT, which is {timeout} s" in caught.value.message
 
 
 def test_a_wrong_word_is_answered_with_the_right_ones() -> None:

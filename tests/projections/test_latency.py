@@ -64,6 +64,21 @@ def test_only_completed_requests_count(outcome: Outcome):
     assert not latency.running
 
 
+@pytest.mark.parametrize("reason", ["load", "unload"])
+def test_loading_and_unloading_answer_nothing_and_teach_nothing(reason: str):
+    latency = given(
+        received("r"),
+        dispatched("r", "ash"),
+        later(ms=5),
+        finished("r", finish_reason=reason),
+        served("s", "ash", ms=40),
+    ).latency
+    stats = latency.stats("ash", LLAMA)
+    assert stats is not None
+    assert (stats.samples, stats.service_p75_ms) == (1, 40.0)
+    assert not latency.running
+
+
 def test_a_retried_request_counts_for_the_node_that_served_it_from_its_dispatch_there():
     history = given(
         received("r"),

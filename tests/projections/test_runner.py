@@ -16,6 +16,7 @@ from events.types import RequestFinished, RouteChosen
 from projections.runner import DIFFERENCES_MAX, Snapshotter, abandoned, restore, save, verify, verify_file
 from projections.tables import TraceTable, to_row
 from projections.view import VIEW, View, decode, encode
+from tests.events.test_sqlite import make_read_only, ordinary_user, public_path
 from tests.given import (
     START,
     History,
@@ -33,6 +34,8 @@ from tests.given import (
     served,
     stocked,
 )
+
+__all__ = ["public_path"]  # a fixture
 
 BUSY = given(
     joined("ash"),
@@ -217,6 +220,14 @@ async def test_a_database_whose_table_was_changed_is_found_out(tmp_path: Path):
     with closing(driver.connect(path)) as connection, connection:
         connection.execute("UPDATE request_traces SET status = 'failed'")
     assert [d.where for d in verify_file(path).differences] == ["request a, completed, status"]
+
+
+async def test_a_database_in_a_directory_that_cannot_be_written_is_verified(public_path: Path):
+    await filled(public_path)
+    make_read_only(public_path.parent)
+    with ordinary_user():
+        assert verify_file(public_path).ok
+        assert [trace.request_id for trace in TraceTable(public_path).recent()] == ["a"]
 
 
 async def test_a_real_log_is_restored_after_a_stop_and_its_open_requests_end(tmp_path: Path):

@@ -321,6 +321,49 @@ async def test_it_does_not_wait_for_its_work_for_ever() -> None:
     assert router.beats[-1].leaving
 
 
+async def test_a_router_that_misses_a_moment_does_not_end_the_drain() -> None:
+    router = FakeRouter()
+    router.answer = router.answer | {"in_flight": 1}
+    async with served(router.handle) as url, stage(url) as staged:
+        await router.next()
+        await router.next()
+        router.status = 503
+        staged.agent.stop()
+        await router.until(lambda beat: beat.draining)
+        await router.next()
+        assert not any(beat.leaving for beat in router.beats)
+        router.status = 200
+        await router.next()
+        assert not any(beat.leaving for beat in router.beats)
+        router.answer = router.answer | {"in_flight": 0}
+        await router.until(lambda beat: beat.leaving)
+        assert await staged.ended()
+
+
+async def test_work_that_the_router_took_along_when_it_went_counts_as_left(caplog: pytest.LogCaptureFixture) -> None:
+    router = FakeRouter()
+    router.answer = router.answer | {"in_flight": 1}
+    async with served(router.handle) as url, stage(url, drain_timeout=0.02) as staged:
+        await router.next()
+        await router.next()
+        router.status = 503
+        staged.agent.stop()
+        assert not await staged.ended()
+    assert "with 1 request unfinished" in caplog.text
+
+
+async def test_work_of_a_router_that_has_long_been_gone_is_not_waited_for() -> None:
+    router = FakeRouter()
+    router.answer = router.answer | {"in_flight": 1}
+    async with served(router.handle) as url, stage(url) as staged:
+        await router.next()
+        router.status = 503
+        for _ in range(LOST_AFTER + 2):
+            await router.next()
+        staged.agent.stop()
+        assert await staged.ended()
+
+
 async def test_told_twice_it_stops_at_once() -> None:
     router = FakeRouter()
     async with served(router.handle) as url, stage(url) as staged:
