@@ -373,8 +373,9 @@ def test_a_stranger_who_says_goodbye_leaves_no_trace() -> None:
 class FakeStore:
     """Says when it was waited for, and waits or fails as it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: ManualClock) -> None:
         self.waited_for: list[int] = []
+        self.stamp = clock.now
         self.stalls = False
         self.fails = ""
 
@@ -390,9 +391,9 @@ class FakeCore:
     """As much of the core as the endpoint uses."""
 
     def __init__(self) -> None:
-        self.store = FakeStore()
-        self.view = View()
         self.clock = ManualClock()
+        self.store = FakeStore(self.clock)
+        self.view = View()
 
     def record(self, event: Event) -> Recorded:
         seq = self.view.seq + 1
