@@ -18,7 +18,7 @@ from litestar import Litestar, MediaType, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Message, Scope
 
 from events.clock import Clock, SystemClock
 from events.recorded import Recorded
@@ -146,15 +146,16 @@ async def running(loaded: Loaded[RouterSettings], *, clock: Clock | None = None)
 def make_app(shared: Shared) -> Litestar:
     """Return the HTTP application."""
 
-    async def name(response: Response[Any]) -> Response[Any]:
-        response.headers["x-request-id"] = shared.core.new_id()
-        return response
+    async def name(message: Message, _: Scope) -> None:
+        """Give an answer an id that a user can quote; inference answers carry the id of their request instead."""
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-request-id", shared.core.new_id().encode())]
 
     return Litestar(
         route_handlers=list(HANDLERS),
         state=State({"shared": shared, "core": shared.core}),
         exception_handlers={HerdError: _herd_error, HTTPException: _http_error, Exception: _bug},
-        after_request=name,
+        before_send=[name],
         openapi_config=OpenAPIConfig(title="Herd", version=__version__),
         logging_config=None,
     )
@@ -348,28 +349,21 @@ async def _http(app: ASGIApp, listener: socket.socket, settings: RouterSettings)
         await asyncio.gather(*left, return_exceptions=True)
 
 
-def _herd_error(request: AnyRequest, error: HerdError) -> Response[Any]:
+def _herd_error(_: AnyRequest, error: HerdError) -> Response[Any]:
     content = {"error": error.message} | ({"hint": error.hint} if error.hint else {})
-    return _named(request, Response(content, status_code=error.status))
+    return Response(content, status_code=error.status)
 
 
-def _http_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
+def _http_error(_: AnyRequest, error: HTTPException) -> Response[Any]:
     """Answer as Ollama does: plain text for a path or a method that does not exist."""
     if error.status_code == 404:
-        return _named(request, Response("404 page not found", status_code=404, media_type=MediaType.TEXT))
+        return Response("404 page not found", status_code=404, media_type=MediaType.TEXT)
     if error.status_code == 405:
-        answer = Response("405 method not allowed", status_code=405, media_type=MediaType.TEXT, headers=error.headers)
-        return _named(request, answer)
-    return _named(request, Response({"error": error.detail}, status_code=error.status_code))
+        return Response("405 method not allowed", status_code=405, media_type=MediaType.TEXT, headers=error.headers)
+    return Response({"error": error.detail}, status_code=error.status_code)
 
 
 def _bug(request: AnyRequest, error: Exception) -> Response[Any]:
     logger.error("a bug failed %s %s", request.method, request.url.path, exc_info=error)
     content = {"error": f"internal error ({type(error).__name__}); see the router's log"}
-    return _named(request, Response(content, status_code=500))
-
-
-def _named(request: AnyRequest, response: Response[Any]) -> Response[Any]:
-    """Give an answer an id that a user can quote; inference answers carry the id of their request instead."""
-    response.headers["x-request-id"] = Shared.of(request.app).core.new_id()
-    return response
+    return Response(content, status_code=500)
