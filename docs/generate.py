@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 import msgspec
-from herd.cli.herd_node import main as herd_node
 
 from events import types
 from events.recorded import Recorded
 from herd.cli import program
 from herd.cli.events import TYPES
 from herd.cli.herd import main as herd
+from herd.cli.herd_node import main as herd_node
 from herd.cli.settings import Effective
 from herd.replay.verify import Difference, Report
 from herd.settings import NODE_PREFIX, ROUTER_PREFIX, NodeSettings, RouterSettings, catalogue
