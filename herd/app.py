@@ -48,6 +48,11 @@ logger = logging.getLogger("herd")
 #: How long the store may take to write what is queued when the router stops, seconds.
 CLOSE_WAIT_S = 10.0
 
+#: Ollama's routes that this release does not have. Its command cannot read the plain text of an unknown path.
+NOT_SERVED = frozenset(
+    f"/api/{name}" for name in ("show", "pull", "push", "create", "copy", "delete", "me", "signout", "status")
+)
+
 _OTHER_PLACE = "Check that it can be written and has room, or choose another with --data-dir or FLEET_DATA_DIR."
 
 
@@ -100,6 +105,9 @@ async def _serve(loaded: Loaded[RouterSettings]) -> None:
                 loop.add_signal_handler(number, router.stop)
         logger.info("herd %s listens on %s:%d", __version__, loaded.values.host, router.port)
         await router.stopping.wait()
+        running_now = len(router.core.view.fleet.requests)
+        logger.info("stopping; %d still to finish, a second signal does not wait for them", running_now)
+    logger.info("stopped")
 
 
 @asynccontextmanager
@@ -354,8 +362,13 @@ def _herd_error(_: AnyRequest, error: HerdError) -> Response[Any]:
     return Response(content, status_code=error.status)
 
 
-def _http_error(_: AnyRequest, error: HTTPException) -> Response[Any]:
+def _http_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
     """Answer as Ollama does: plain text for a path or a method that does not exist."""
+    path = request.url.path
+    if error.status_code == 404 and path in NOT_SERVED:
+        return Response(
+            {"error": f"herd {__version__} does not serve {path}; ask a node's own Ollama"}, status_code=501
+        )
     if error.status_code == 404:
         return Response("404 page not found", status_code=404, media_type=MediaType.TEXT)
     if error.status_code == 405:

@@ -74,7 +74,7 @@ def _refuse_model(node: Node, ask: Ask) -> Eliminated | None:
     else:
         can, family = model.capabilities, model.family
     if can:
-        lacking = _lacking(can, ask)
+        lacking = _lacking(can, ask, node)
         if lacking is not None:
             return _no(node, "capability", f"{ask.model} offers {', '.join(can)}; the request needs {lacking}")
     elif ask.kind != "embed" and family in EMBEDDING_FAMILIES:
@@ -82,11 +82,11 @@ def _refuse_model(node: Node, ask: Ask) -> Eliminated | None:
     return None
 
 
-def _lacking(can: tuple[str, ...], ask: Ask) -> str | None:
+def _lacking(can: tuple[str, ...], ask: Ask, node: Node) -> str | None:
     """Return the first thing that the request needs and the model does not offer."""
     if ask.kind == "embed":
-        # Ollama makes vectors with chat models too, if their client insists; an image model cannot.
-        if "embedding" not in can and "completion" not in can:
+        # Ollama makes vectors with chat models too, if their client insists; other servers and image models do not.
+        if "embedding" not in can and not ("completion" in can and node.engine.dialect == "ollama"):
             return "embedding"
     elif "completion" not in can and "embedding" in can:
         return "completion"

@@ -481,3 +481,11 @@ async def test_the_log_file_names_request_node_and_model(tmp_path: Path) -> None
     assert about
     assert {(line["node_id"], line["model"]) for line in about} == {("node-0", "llama3:8b")}
     assert any(line.get("node_id") == "node-0" and "joined" in line["msg"] for line in told)
+
+
+async def test_a_route_of_ollama_that_is_not_served_says_so_in_ollamas_shape(tmp_path: Path) -> None:
+    async with fleet(tmp_path) as found:
+        answer = await found.client.post("/api/show", json={"model": "x"})
+        assert answer.status_code == 501
+        assert "/api/show" in answer.json()["error"]
+        assert (await found.client.get("/nope")).text == "404 page not found"
