@@ -259,8 +259,15 @@ def test_what_is_in_memory_is_seen_and_what_was_unloaded_is_gone(fleet: Fleet, n
 def test_a_model_that_both_have_in_memory_is_served_by_both(fleet: Fleet) -> None:
     asked = {"model": CHAT_MODEL, "messages": HI, "options": SHORT | {"num_predict": 20}, "stream": False}
     for node, server in fleet.nodes.items():
-        httpx.post(f"{server.url}/api/chat", json=asked, timeout=WAIT_S, trust_env=False).raise_for_status()
-        until(lambda node=node: fleet.router.node(node)["ollama"]["models_loaded"])
+        # Two names over the same weights share a runner, which is listed under the name that loaded it.
+        unload = {"model": chat_on(node), "keep_alive": 0}
+        httpx.post(f"{server.url}/api/generate", json=unload, timeout=WAIT_S, trust_env=False).raise_for_status()
+
+        def listed(node: str = node, url: str = server.url) -> bool:
+            httpx.post(f"{url}/api/chat", json=asked, timeout=WAIT_S, trust_env=False).raise_for_status()
+            return CHAT_MODEL in [model["name"] for model in fleet.router.node(node)["ollama"]["models_loaded"]]
+
+        until(listed)
     with ThreadPoolExecutor(4) as pool:
         assert served_by(fleet.router, "/api/chat", asked, pool) == {"new", "old"}
 
@@ -486,9 +493,9 @@ def test_what_happened_is_a_row_and_the_log_proves_every_decision(fleet: Fleet, 
 def test_the_log_file_of_the_router_is_made_of_json_lines(fleet: Fleet) -> None:
     body = {"model": chat_on("new"), "messages": HI, "options": {"num_ctx": "x"}}
     request = fleet.router.http.post("/api/chat", json=body).headers["x-request-id"]
-    (line,) = until(lambda: lines_with(fleet.router.log_lines(), request))
+    told = until(lambda: lines_with(fleet.router.log_lines(), request))
     about = {"request_id": request, "node_id": "new", "model": chat_on("new")}
-    assert about.items() <= json.loads(line).items()
+    assert all(about.items() <= json.loads(line).items() for line in told)
     assert all(
         json.loads(line).keys() >= {"ts", "level", "logger", "msg"} for line in fleet.router.log_lines().splitlines()
     )
@@ -606,7 +613,7 @@ def test_errors_of_a_translated_node_reach_the_client_as_ollamas(tiny: Watched) 
         return client.embed(CHAT_MODEL, "a")
 
     assert as_ollama(tiny.url, lambda client: client.chat("nope", HI)) == ("ResponseError", 404)
-    assert as_ollama(tiny.url, embed) == ("ResponseError", 501)  # Ollama makes vectors with any model
+    assert as_ollama(tiny.url, embed) == ("ResponseError", 400)  # Ollama makes vectors with any model
     wrong = {"model": CHAT_MODEL, "messages": HI, "format": "xml"}
     answer = tiny.http.post("/api/chat", json=wrong)
     assert answer.status_code == 400
