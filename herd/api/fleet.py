@@ -105,7 +105,7 @@ async def traces(request: AnyRequest) -> dict[str, Any]:
 def _limit(given: str | None) -> int:
     if given is None:
         return TRACES_DEFAULT
-    if not given.isascii() or not given.isdigit():
+    if not given.isascii() or not given.isdigit() or len(given) > 9:
         raise BadRequest(f"limit is {given!r}: expected a whole number from 1 to {TRACES_MAX}")
     return min(max(int(given), 1), TRACES_MAX)
 

@@ -127,7 +127,7 @@ class Dispatcher:
         except ValueError as error:
             raise BadRequest(f"a header of this request cannot be passed on: {error}") from error
         try:
-            if answer.status >= HTTPStatus.BAD_REQUEST:
+            if HTTPStatus.BAD_REQUEST <= answer.status < 600:
                 body = await answer.read_all(ERROR_BODY_MAX)
                 raise NodeAnswered(answer.status, body, answer.content_type.decode("latin-1"))
             if answer.status != HTTPStatus.OK:
@@ -183,7 +183,7 @@ def is_object(body: bytes) -> bool:
     """Whether a whole answer is one JSON object, which it is in every dialect."""
     try:
         _OBJECT.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
 
