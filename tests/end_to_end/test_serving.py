@@ -21,6 +21,7 @@ from events.types import (
     RouteChosen,
 )
 from herd import logs
+from herd.dispatch.dispatcher import is_object
 from tests.end_to_end.world import Fleet, fleet
 from tests.fakes.ollama import FakeOllama
 
@@ -201,12 +202,13 @@ async def test_a_stream_that_ends_before_it_began_is_asked_elsewhere(tmp_path: P
     raise AssertionError("the bad node was never chosen")
 
 
-async def test_a_redirect_is_a_failure_and_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [204, 302])
+async def test_a_success_that_is_no_answer_is_a_failure(tmp_path: Path, status: int) -> None:
     async with fleet(tmp_path, [FakeOllama()]) as found:
-        found.nodes["node-0"].faults.status = 302
+        found.nodes["node-0"].faults.status = status
         answer = await found.chat()
         assert answer.status_code == 502
-        assert "302" in answer.json()["error"]
+        assert str(status) in answer.json()["error"]
         finished = (await found.events(RequestFinished))[0]
         assert (finished.outcome, finished.attempts) == ("failed", 1)
 
@@ -458,7 +460,8 @@ async def test_traces_are_there_as_soon_as_the_answer_is(tmp_path: Path) -> None
         assert traces[0]["request_id"] == answer.headers["x-request-id"]
         assert traces[0]["status"] == "completed"
         assert traces[0]["node_id"] == "node-0"
-        assert (await found.client.get("/dashboard/api/traces?limit=x")).status_code == 400
+        for limit in ("x", "9" * 5000):
+            assert (await found.client.get(f"/dashboard/api/traces?limit={limit}")).status_code == 400
 
 
 async def test_health_tells_of_the_log(tmp_path: Path) -> None:
@@ -489,3 +492,8 @@ async def test_a_route_of_ollama_that_is_not_served_says_so_in_ollamas_shape(tmp
         assert answer.status_code == 501
         assert "/api/show" in answer.json()["error"]
         assert (await found.client.get("/nope")).text == "404 page not found"
+
+
+def test_an_answer_without_a_bottom_is_no_object() -> None:
+    assert not is_object(b'{"a":' + b"[" * 200_000)
+    assert is_object(b'{"a":[]}')
