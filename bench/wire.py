@@ -4,8 +4,8 @@ import json
 import timeit
 from collections.abc import Callable
 
-from herd.wire.ending import Watch
-from herd.wire.request import parse, stripped, with_model
+from herd.wire.ending import Watch, whole
+from herd.wire.request import parse, stripped
 
 
 def chat(size_bytes: int, *, image: bool = False) -> bytes:
@@ -27,12 +27,17 @@ def main() -> None:
     for label, body, number in (("2 KB", small, 5000), ("100 KB", medium, 300), ("5 MB image", large, 5)):
         print(f"parse        {label:>10}  {micros(lambda b=body: parse('/api/chat', b), number=number):9.2f} us")
         print(f"stripped     {label:>10}  {micros(lambda b=body: stripped(b), number=number):9.2f} us")
-        print(f"with_model   {label:>10}  {micros(lambda b=body: with_model(b, 'x'), number=number):9.2f} us")
+    flood = b'{"model":"m","messages":[' + b",".join([b"{}"] * (64 * 1024 * 1024 // 3)) + b"]}"
+    print(f"parse        64 MiB of {{}}  {micros(lambda: parse('/api/chat', flood), number=1):9.2f} us")
     item = {"model": "llama3.2", "created_at": "2026-01-01T00:00:00Z", "message": {"content": " a"}, "done": False}
     line = json.dumps(item).encode() + b"\n"
     for dialect in ("ollama", "openai"):
         watch = Watch(dialect, "chat", streaming=True)
-        print(f"watch chunk  {dialect:>10}  {micros(lambda w=watch: w.feed(line), number=20000):9.3f} us")
+        for label, chunk in (("a line", line), ("64 KB", (line * 1000)[:65536])):
+            cost = micros(lambda w=watch, c=chunk: w.feed(c), number=20000)
+            print(f"watch {label:>6}  {dialect:>10}  {cost:9.3f} us")
+    answer = json.dumps({**item, "done": True, "done_reason": "stop", "eval_count": 5}).encode()
+    print(f"whole answer     ollama  {micros(lambda: whole('ollama', 'chat', answer), number=5000):9.2f} us")
     end = Watch("ollama", "chat", streaming=True)
     end.feed(b'{"model":"x","message":{},"done":true,"done_reason":"stop","eval_count":5,"prompt_eval_count":7}\n')
     print(f"ending           ollama  {micros(end.ending, number=5000):9.2f} us")

@@ -22,6 +22,13 @@ ABSENT = msgspec.Raw(b"")
 """The default of a field that is kept as its bytes: a union of `Raw` with anything else decodes only the else."""
 
 
+class _Object(msgspec.Struct, gc=False):
+    """Any JSON object; its fields are skipped."""
+
+
+_OBJECT = msgspec.json.Decoder(_Object)
+
+
 class Size(msgspec.Struct, frozen=True, gc=False):
     """How much a body asks a model to read."""
 
@@ -156,13 +163,22 @@ class Dialect(Protocol):
         """Read the text of an error body of this family; None if it is not one."""
         ...
 
-    def ending(self, kind: Kind, tail: bytes) -> Ending:
-        """Read the end of a stream: the last line, or the last events."""
+    def ending(self, kind: Kind, tail: bytes) -> Ending | None:
+        """Read the end of a stream: the last line, or the last events; None if nothing can be read."""
         ...
 
-    def total(self, kind: Kind, body: bytes) -> Ending:
-        """Read a whole answer in one JSON object."""
+    def total(self, kind: Kind, body: bytes) -> Ending | None:
+        """Read a whole answer in one JSON object; None if it is not one."""
         ...
+
+
+def is_object(body: bytes) -> bool:
+    """Whether it is one JSON object, whatever its fields are."""
+    try:
+        _OBJECT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def given(raw: msgspec.Raw) -> bool:

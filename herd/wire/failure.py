@@ -51,15 +51,6 @@ def spelled(dialect: DialectName, status: int, message: str) -> Reply:
     return Reply(int(status), spoken.error_type, spoken.error(status, message or _phrase(status)))
 
 
-def frame(dialect: DialectName, message: str, *, mid_line: bool = False) -> bytes:
-    """Return the last item of a stream that fails after its first byte, when the status is sent already.
-
-    `mid_line` (see `Watch.mid_line`) puts it on a line of its own where the node stopped inside one.
-    """
-    spelled_frame = DIALECTS[dialect].frame(message)
-    return b"\n" + spelled_frame if mid_line else spelled_frame
-
-
 def model_not_found(path: str, asked: str) -> HerdError:
     """Return the error for a model that no node has, in the words that Ollama uses on this path."""
     if not _NAME.fullmatch(asked.strip()):

@@ -272,8 +272,15 @@ def _check_url(url: str, field: str) -> None:
         port = parts.port
     except ValueError as error:
         raise BadHeartbeat(f"{field}: {error}; {expected}", field=field) from error
-    plain = parts.username is None and parts.password is None and not parts.query and not parts.fragment
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not plain:
+    if parts.username is not None or parts.password is not None:  # not repeated: it would stand in the log
+        raise BadHeartbeat(
+            f"{field}: holds a user name or a password, which is sent to no engine; {expected}", field=field
+        )
+    if parts.scheme == "https":
+        raise BadHeartbeat(f"{field}: {url!r}: the router speaks plain http to engines; {expected}", field=field)
+    if parts.scheme != "http" or not parts.hostname or port == 0 or parts.query or parts.fragment:
         raise BadHeartbeat(f"{field}: {url!r} is no address of a server; {expected}", field=field)
-    if re.search(r"[\s\\]", url):
-        raise BadHeartbeat(f"{field}: {url!r} holds spaces or backslashes; {expected}", field=field)
+    if not url.isascii() or re.search(r"[\s\\]", url):
+        raise BadHeartbeat(
+            f"{field}: {url!r} holds spaces, backslashes or letters beyond ASCII; {expected}", field=field
+        )

@@ -16,6 +16,9 @@ FOLDED_INSIDE = frozenset({"messages"})
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _EXPECTED = re.compile(r"Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`(?: - at `\$\.?(?P<field>[^`]*)`)?")
+_TRAILING = re.compile(r"trailing characters \(byte (?P<after>\d+)\)")
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
+"""How gzip and zstd begin."""
 _WORDS = {
     "str": "a string", "int": "a number", "float": "a number", "bool": "true or false", "array": "a list",
     "object": "an object", "null": "null",
@@ -66,6 +69,23 @@ def strict(strictly: Callable[[bytes], T], body: bytes) -> T:
         raise BadRequest(f"invalid JSON: {error}") from error
 
 
+def trimmed(body: bytes, error: Exception) -> bytes:
+    """Return a large body in which a strict decoder may get further, given what it said: for reading only.
+
+    Takes away what follows the first value, or the escapes of surrogates, of which one may be alone. Raises
+    `BadRequest` where there is neither; so it ends, however often it is called.
+    """
+    if isinstance(error, RecursionError):
+        raise BadRequest("exceeded max depth") from error
+    trailing = _TRAILING.search(str(error))
+    if trailing is not None:
+        return body[: int(trailing["after"]) - 1]
+    if b"\\ud" in body or b"\\uD" in body:
+        return body.replace(b"\\ud", b"\\/d").replace(b"\\uD", b"\\/D")
+    _refuse_compressed(body)
+    raise BadRequest("unexpected EOF" if "truncated" in str(error) else f"invalid JSON: {error}") from error
+
+
 def mended(body: bytes, *, truncated: bool = False) -> bytes:
     """Rewrite a body as strict JSON: its first value only, keys in lower case, broken characters replaced.
 
@@ -82,6 +102,7 @@ def first_value(body: bytes, *, truncated: bool = False) -> tuple[Any, bytes]:
     try:
         value, end = _GO.raw_decode(text, start)
     except json.JSONDecodeError as error:
+        _refuse_compressed(body)
         if truncated or error.pos >= len(text):
             raise BadRequest("unexpected EOF") from error
         raise BadRequest(f"invalid character {text[error.pos]!r} at position {error.pos}") from error
@@ -115,6 +136,11 @@ def explained(error: msgspec.ValidationError) -> str:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _refuse_compressed(body: bytes) -> None:
+    if body.startswith(_COMPRESSED):
+        raise BadRequest("the request body is compressed; send it as plain JSON, without Content-Encoding")
 
 
 _GO = json.JSONDecoder(parse_constant=_refuse)

@@ -11,9 +11,25 @@ import msgspec
 from events.types import Dialect as DialectName
 from events.types import Kind
 from herd.errors import BadRequest, ModelNotFound
-from herd.wire.dialect import ABSENT, Body, Ending, Route, Size, Stream, count, excerpt, given, milliseconds, positive
+from herd.wire.dialect import (
+    ABSENT,
+    Body,
+    Ending,
+    Route,
+    Size,
+    Stream,
+    count,
+    excerpt,
+    given,
+    is_object,
+    milliseconds,
+    positive,
+)
 
 NS_PER_MS = 1e6
+
+KEEP_ALIVE_MAX = 64
+"""Characters of a duration; a longer one is none."""
 
 _ZERO = re.compile(r"[+-]?(?:0|(?:(?:0+(?:\.0*)?|\.0+)(?:ns|us|µs|μs|ms|s|m|h))+)")  # Go takes both mu
 
@@ -21,7 +37,7 @@ _ZERO = re.compile(r"[+-]?(?:0|(?:(?:0+(?:\.0*)?|\.0+)(?:ns|us|µs|μs|ms|s|m|h)
 def is_zero(keep_alive: Any) -> bool:
     """Whether a `keep_alive` asks for unloading: a zero, or a Go duration of zero such as the CLI's `"0s"`."""
     if isinstance(keep_alive, str):
-        return _ZERO.fullmatch(keep_alive) is not None
+        return len(keep_alive) <= KEEP_ALIVE_MAX and _ZERO.fullmatch(keep_alive) is not None
     return isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool) and keep_alive == 0
 
 
@@ -183,15 +199,15 @@ class Ollama:
         last = _read(body)
         return last.error if last is not None and isinstance(last.error, str) else None
 
-    def ending(self, kind: Kind, tail: bytes) -> Ending:
+    def ending(self, kind: Kind, tail: bytes) -> Ending | None:
         """Read the last line of a stream."""
         return self.total(kind, tail)
 
-    def total(self, kind: Kind, body: bytes) -> Ending:
+    def total(self, kind: Kind, body: bytes) -> Ending | None:
         """Read an object that ends an answer: the last line of a stream is one too."""
         last = _read(body)
         if last is None:
-            return Ending()
+            return Ending() if is_object(body) else None
         if kind == "embed":
             finished = given(last.embeddings) or given(last.embedding)
             completion_tokens = None
@@ -203,7 +219,7 @@ class Ollama:
             finished=finished,
             prompt_tokens=count(last.prompt_eval_count),
             completion_tokens=completion_tokens,
-            finish_reason=last.done_reason if isinstance(last.done_reason, str) else "",
+            finish_reason=excerpt(last.done_reason) if isinstance(last.done_reason, str) else "",
             load_ms=milliseconds(last.load_duration, per_ms=NS_PER_MS),
             prompt_ms=milliseconds(last.prompt_eval_duration, per_ms=NS_PER_MS),
             generate_ms=milliseconds(last.eval_duration, per_ms=NS_PER_MS),

@@ -21,6 +21,7 @@ from herd.wire.dialect import (
     count,
     excerpt,
     given,
+    is_object,
     milliseconds,
     positive,
 )
@@ -177,11 +178,11 @@ class OpenAI:
                 merged.error = merged.error or event.error or event.message
         return _ending(merged, finished=finished)
 
-    def total(self, kind: Kind, body: bytes) -> Ending:
-        """Read a whole answer."""
+    def total(self, kind: Kind, body: bytes) -> Ending | None:
+        """Read a whole answer; None if it is no object."""
         answer = _read(body)
         if answer is None:
-            return Ending()
+            return Ending() if is_object(body) else None
         return _ending(answer, finished=given(answer.data) if kind == "embed" else answer.choices is not None)
 
 
@@ -191,7 +192,7 @@ def _ending(answer: _Answer, *, finished: bool) -> Ending:
         finished=finished,
         prompt_tokens=prompt_tokens(answer.usage, answer.timings),
         completion_tokens=completion_tokens(answer.usage, answer.timings),
-        finish_reason=reason if isinstance(reason, str) else "",
+        finish_reason=excerpt(reason) if isinstance(reason, str) else "",
         prompt_ms=milliseconds(answer.timings.prompt_ms) if answer.timings else None,
         generate_ms=milliseconds(answer.timings.predicted_ms) if answer.timings else None,
         error=error_text(answer.error),

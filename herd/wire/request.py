@@ -8,7 +8,7 @@ import msgspec
 from events.types import Dialect as DialectName
 from events.types import Kind
 from herd.errors import BadRequest
-from herd.wire import ROUTES, lenient
+from herd.wire import ROUTES, large, lenient
 from projections.fleet import canonical
 
 NAME_MAX = 640
@@ -22,7 +22,7 @@ ROUTER_FIELDS = frozenset({"metadata", "fallback_models"})
 """Fields that speak to the router and are taken out before a node sees the body."""
 
 
-class Parsed(msgspec.Struct, frozen=True, kw_only=True):
+class Parsed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The facts of a request that matter for routing; the text of the client is not among them."""
 
     path: str
@@ -57,6 +57,8 @@ def parse(path: str, body: bytes) -> Parsed:
 
     Raises `BadRequest`, or `ModelNotFound` where Ollama answers a missing name so; with Ollama's own texts.
     """
+    if len(body) > large.READ_MAX_BYTES and not body.isspace():
+        return _measured(path, body)
     dialect, route = ROUTES[path]
     if not body or body.isspace():
         raise BadRequest(dialect.body_missing)
@@ -70,8 +72,7 @@ def parse(path: str, body: bytes) -> Parsed:
     if len(asked) > NAME_MAX:
         raise BadRequest("invalid model name")
     size = read.size
-    empty = read.empty
-    return Parsed(
+    parsed = Parsed(  # not all fields: Python calls with more than 15 keywords by a way that takes five times as long
         path=path,
         kind=route.kind,
         dialect=dialect.name,
@@ -86,13 +87,31 @@ def parse(path: str, body: bytes) -> Parsed:
         tags=_tags(read.metadata) if read.metadata else (),
         user=_text(read.user)[:TAG_CHARACTERS_MAX] if isinstance(read.user, str) else "",
         strip=read.metadata is not msgspec.UNSET or read.fallback_models is not msgspec.UNSET,
-        is_load=empty and not read.unloads,
-        is_unload=empty and read.unloads,
+    )
+    if not read.empty:
+        return parsed
+    return msgspec.structs.replace(parsed, is_load=not read.unloads, is_unload=read.unloads)
+
+
+def _measured(path: str, body: bytes) -> Parsed:
+    measured = large.measure(ROUTES[path][1].kind, body)
+    rest = parse(path, measured.rest)
+    sees = measured.size.images and "vision" not in rest.needs
+    return msgspec.structs.replace(
+        rest,
+        tokens_estimated=rest.tokens_estimated + measured.size.tokens,
+        needs=(*rest.needs, "vision") if sees else rest.needs,
+        strip=rest.strip and measured.strippable,
+        # Whatever makes it large may be a question whose key has another case.
+        is_load=False,
+        is_unload=False,
     )
 
 
 def tags(parsed: Parsed, header: str | None = None) -> tuple[str, ...]:
     """Return all tags of a request, each once: the body's, those of the `X-Herd-Tags` header, then the user."""
+    if not header and not parsed.user:
+        return parsed.tags
     named = (tag.strip() for tag in header.split(",")) if header else ()
     user = (f"user:{parsed.user}",) if parsed.user else ()
     return _bounded((*parsed.tags, *named, *user))
@@ -103,12 +122,6 @@ def stripped(body: bytes) -> bytes:
     return msgspec.json.encode(
         {key: raw for key, raw in lenient.fields(body).items() if key.lower() not in ROUTER_FIELDS}
     )
-
-
-def with_model(body: bytes, name: str) -> bytes:
-    """Return the body with another model name; all other fields keep their bytes."""
-    others = {key: raw for key, raw in lenient.fields(body).items() if key.lower() != "model"}
-    return msgspec.json.encode({"model": name, **others})
 
 
 def _fallbacks(names: list[str]) -> tuple[str, ...]:

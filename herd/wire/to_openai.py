@@ -6,7 +6,7 @@ import msgspec
 
 from events.types import Change
 from herd.errors import BadRequest
-from herd.wire import lenient
+from herd.wire import large, lenient
 from herd.wire.dialect import ABSENT, count, given
 from herd.wire.request import Parsed
 
@@ -19,6 +19,9 @@ SAME_OPTIONS = (
 LOST_OPTIONS = ("num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
 LOST_FIELDS = ("keep_alive", "truncate", "shift", "template", "context")
 """What is fixed when an OpenAI-compatible server starts, or has no word there."""
+
+IMAGES_MAX = 10_000
+"""Images in one message; no model looks at a hundredth of it."""
 
 _LOST = "an OpenAI-compatible server has no such setting"
 _THINK_LEVELS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
@@ -36,6 +39,10 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
 
 def request(parsed: Parsed, body: bytes, model: str) -> Sending:
     """Translate a native request. Raises `BadRequest` for what the other dialect cannot say."""
+    if large.has_too_many_values(body):
+        raise BadRequest(
+            f"this request has more than {large.VALUES_MAX} values, too many for a node that is no Ollama; send fewer"
+        )
     if parsed.kind == "embed":
         return _embed(parsed, body, model)
     if parsed.kind == "generate":
@@ -57,7 +64,7 @@ class _Message(msgspec.Struct):
     role: str = "user"
     content: str | None = None
     thinking: str | None = None
-    images: list[msgspec.Raw] | None = None
+    images: msgspec.Raw = ABSENT
     tool_calls: list[_Call] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
@@ -78,14 +85,14 @@ class _Asked(msgspec.Struct):
 
 class _Chat(_Asked):
     messages: list[_Message] = []
-    tools: list[msgspec.Raw] | None = None
+    tools: msgspec.Raw = ABSENT
 
 
 class _Generate(_Asked):
     prompt: str = ""
     system: str | None = None
     suffix: str | None = None
-    images: list[msgspec.Raw] | None = None
+    images: msgspec.Raw = ABSENT
     raw: bool | None = None
 
 
@@ -100,13 +107,14 @@ class _Embed(msgspec.Struct):
 
 _CHAT = msgspec.json.Decoder(_Chat)
 _GENERATE = msgspec.json.Decoder(_Generate)
+_IMAGES = msgspec.json.Decoder(list[msgspec.Raw])
 _EMBED = msgspec.json.Decoder(_Embed)
 
 
 def _chat(parsed: Parsed, body: bytes, model: str) -> Sending:
     asked = lenient.decode_folded(_CHAT.decode, body)
     said: dict[str, Any] = {"model": model, "messages": _messages(asked.messages)}
-    if asked.tools:
+    if "tools" in parsed.needs:
         said["tools"] = asked.tools
     said |= _common(parsed, asked) | _thinking(asked.think)
     return Sending(path="/v1/chat/completions", body=msgspec.json.encode(said), changes=_lost(asked))
@@ -117,7 +125,7 @@ def _generate(parsed: Parsed, body: bytes, model: str) -> Sending:
     if asked.suffix:
         raise BadRequest(f'"{parsed.asked}" does not support insert')
     if asked.raw:
-        if asked.images:
+        if _images(asked.images):
             raise BadRequest("raw prompts with images are not supported by this model's server")
         said = {"model": model, "prompt": asked.prompt, **_common(parsed, asked)}
         return Sending(path="/v1/completions", body=msgspec.json.encode(said), changes=_lost(asked))
@@ -207,10 +215,22 @@ def _messages(messages: list[_Message]) -> list[dict[str, Any]]:
 
 def _content(message: _Message) -> str | list[dict[str, Any]]:
     """Return the text, which must be there even if empty, or the parts where there are images."""
-    if not message.images:
+    images = _images(message.images)
+    if not images:
         return message.content or ""
     text = [{"type": "text", "text": message.content}] if message.content else []
-    return [*text, *({"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in message.images)]
+    return [*text, *({"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in images)]
+
+
+def _images(raw: msgspec.Raw) -> list[msgspec.Raw]:
+    if not given(raw):
+        return []
+    if bytes(raw).count(b",") > IMAGES_MAX:
+        raise BadRequest(f"a message may hold up to {IMAGES_MAX} images")
+    try:
+        return _IMAGES.decode(raw)
+    except msgspec.DecodeError as error:
+        raise BadRequest("images must be a list of base64 strings") from error
 
 
 def _data_uri(image: msgspec.Raw) -> msgspec.Raw:

@@ -322,6 +322,13 @@ async def test_bodies_are_read_as_go_reads_them(node: Node) -> None:
     assert answer.json()["done"] is True
 
 
+@pytest.mark.parametrize("messages", [[None], [{}], [{"role": "user", "content": None}], [None, *HI]])
+async def test_messages_that_are_nothing_are_answered_all_the_same(node: Node, messages: list[Any]) -> None:
+    asked = {"model": CHAT, "messages": messages, "stream": False, "options": SHORT}
+    answer = await node.http.post("/api/chat", json=asked)
+    assert (answer.status_code, answer.json()["done"]) == (200, True)
+
+
 @pytest.mark.parametrize(
     "spelling", ["library/{}", "registry.ollama.ai/library/{}", "http://registry.ollama.ai/library/{}"]
 )

@@ -47,11 +47,13 @@ TODAY = Wording(version="0.33.0")
 _OLD_ERRORS = {
     "chat, malformed name": (400, "model is required"),
     "generate, malformed name": (404, "model 'a:b:c:d/' not found"),
+    "embed, no model": (404, 'model "" not found, try pulling it first'),
     "chat, unknown model": (404, _TRY_PULLING),
     "show, unknown model": (404, "model 'nope' not found"),
     "v1 chat, unknown model": (404, _TRY_PULLING),
     "v1 embeddings, tokens": (400, "invalid input type"),
 }
+_STRING_IN_MESSAGES = (400, "json: cannot unmarshal number into Go struct field ChatRequest.messages of type string")
 _OLD_DELTA = {"role": "assistant", "content": ""}
 
 WORDINGS = {
@@ -66,7 +68,7 @@ WORDINGS = {
     "0.5.4": Wording(
         version="0.5.4-ipexllm-20250407",
         errors=_OLD_ERRORS
-        | {"think": (200, "")},
+        | {"think": (200, ""), "a content that is a number": _STRING_IN_MESSAGES},
         wrong_method=(404, "404 page not found"),
         not_found_type="api_error", bad_request_type="api_error", model_fields=frozenset(), loaded_fields=frozenset(),
         capabilities=None, role_in_every_chunk=True, finish_delta=_OLD_DELTA, base64_vectors=False, dimensions=False,
@@ -115,9 +117,7 @@ ERRORS = {
     **_unreadable("/v1/embeddings", "EmbedRequest", "EOF"),
     "chat, no model": Wrong(path="/api/chat", body={}, status=400, text="model is required"),
     "generate, no model": Wrong(path="/api/generate", body={}, status=404, text="model '' not found"),
-    "embed, no model": Wrong(
-        path="/api/embed", body={}, status=404, text='model "" not found, try pulling it first'
-    ),
+    "embed, no model": Wrong(path="/api/embed", body={}, status=404, text="model '' not found"),
     "embeddings, no model": Wrong(path="/api/embeddings", body={}, status=400, text="model is required"),
     "show, no model": Wrong(path="/api/show", body={}, status=400, text="model is required"),
     "v1 chat, no model": Wrong(
@@ -210,5 +210,68 @@ ERRORS = {
     "keep_alive without a unit": Wrong(
         path="/api/chat", body={"model": CHAT, "messages": _HI, "keep_alive": "10"}, status=400,
         text='time: missing unit in duration "10"', reading=True,
+    ),
+    "keep_alive an object": Wrong(
+        path="/api/chat", body={"model": CHAT, "messages": _HI, "keep_alive": {}}, status=400,
+        text="Unsupported type: 'map[string]interface {}'", reading=True,
+    ),
+    "keep_alive a list": Wrong(
+        path="/api/embed", body={"model": EMBED, "input": "a", "keep_alive": []}, status=400,
+        text="Unsupported type: '[]interface {}'", reading=True,
+    ),
+    "keep_alive a truth": Wrong(
+        path="/api/generate", body={"model": CHAT, "prompt": "a", "keep_alive": True}, status=400,
+        text="Unsupported type: 'bool'", reading=True,
+    ),
+    "stream no truth": Wrong(
+        path="/api/chat", body={"model": CHAT, "messages": _HI, "stream": "x"}, status=400,
+        text="json: cannot unmarshal string into Go struct field ChatRequest.stream of type bool", reading=True,
+    ),
+    "options no object": Wrong(
+        path="/api/chat", body={"model": CHAT, "messages": _HI, "options": []}, status=400,
+        text="json: cannot unmarshal array into Go struct field ChatRequest.options of type map[string]interface {}",
+        reading=True,
+    ),
+    "tools no list": Wrong(
+        path="/api/chat", body={"model": CHAT, "messages": _HI, "tools": {}}, status=400,
+        text="json: cannot unmarshal object into Go struct field ChatRequest.tools of type api.Tools", reading=True,
+    ),
+    "messages no list": Wrong(
+        path="/api/chat", body={"model": CHAT, "messages": "hi"}, status=400,
+        text="json: cannot unmarshal string into Go struct field ChatRequest.messages of type []api.Message",
+        reading=True,
+    ),
+    "a message that is a number": Wrong(
+        path="/api/chat", body={"model": CHAT, "messages": [1]}, status=400,
+        text="json: cannot unmarshal number into Go struct field ChatRequest.messages of type api.Alias", reading=True,
+    ),
+    "a content that is a number": Wrong(
+        path="/api/chat", body={"model": CHAT, "messages": [{"role": "user", "content": 5}]}, status=400,
+        text="json: cannot unmarshal number into Go struct field ChatRequest.messages.content of type string",
+        reading=True,
+    ),
+    "v1 tools no list": Wrong(
+        path="/v1/chat/completions", body={"model": CHAT, "messages": _HI, "tools": {}}, status=400,
+        text="json: cannot unmarshal object into Go struct field ChatCompletionRequest.tools of type []api.Tool",
+        reading=True,
+    ),
+    "v1 messages no list": Wrong(
+        path="/v1/chat/completions", body={"model": CHAT, "messages": {}}, status=400,
+        text="json: cannot unmarshal object into Go struct field ChatCompletionRequest.messages of type "
+        "[]openai.Message",
+        reading=True,
+    ),
+    "v1, a message that is a number": Wrong(
+        path="/v1/chat/completions", body={"model": CHAT, "messages": [1]}, status=400,
+        text="json: cannot unmarshal number into Go struct field ChatCompletionRequest.messages of type openai.Message",
+        reading=True,
+    ),
+    "v1, no message": Wrong(
+        path="/v1/chat/completions", body={"model": CHAT, "messages": [None]}, status=400,
+        text="invalid message content type: <nil>", reading=True,
+    ),
+    "v1, a content that is a number": Wrong(
+        path="/v1/chat/completions", body={"model": CHAT, "messages": [{"role": "user", "content": 5}]}, status=400,
+        text="invalid message content type: float64", reading=True,
     ),
 }  # fmt: skip

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.types import Dialect, Kind
-from herd.wire.ending import EVENTS_TAIL_BYTES, VECTORS_EDGE_BYTES, WHOLE_MAX_BYTES, Ending, Watch
+from herd.wire.dialect import MESSAGE_MAX
+from herd.wire.ending import (
+    EVENTS_TAIL_BYTES,
+    VECTORS_EDGE_BYTES,
+    WHOLE_MAX_BYTES,
+    Ending,
+    Watch,
+    is_answer,
+    whole,
+)
 from tests.herd.wire.transcript import cut, places, transcript
 
 STREAMS: dict[str, tuple[Dialect, Kind, Ending]] = {
@@ -198,6 +207,89 @@ def test_an_error_text_is_bounded() -> None:
     assert len(watched("ollama", "chat", item(error="x" * 100_000)).error) < 1000
 
 
+@pytest.mark.parametrize("dialect", ["ollama", "openai"])
+def test_a_reason_of_megabytes_is_bounded(dialect: Dialect) -> None:
+    reason = "x" * 2_000_000
+    answer = item(done=True, done_reason=reason, choices=[{"finish_reason": reason}])
+    read = whole(dialect, "chat", answer)
+    assert read is not None
+    assert 0 < len(read.finish_reason) <= MESSAGE_MAX + 1
+
+
+@pytest.mark.parametrize(("name", "streaming", "dialect", "kind", "ending"), ALL, ids=lambda value: str(value)[:30])
+def test_a_whole_answer_is_read_in_one_look(
+    name: str, streaming: bool, dialect: Dialect, kind: Kind, ending: Ending
+) -> None:
+    assert whole(dialect, kind, transcript(name)) == (None if streaming and name != "ollama/load.json" else ending)
+
+
+@pytest.mark.parametrize("dialect", ["ollama", "openai"])
+@pytest.mark.parametrize("kind", ["chat", "generate", "embed"])
+@pytest.mark.parametrize(
+    "body", [b"", b" ", b"[]", b"null", b"{", b"{} {}", b"<html>", b'"a"', b"\xff", b"[" * 100_000]
+)
+def test_what_is_no_object_is_no_whole_answer(dialect: Dialect, kind: Kind, body: bytes) -> None:
+    assert whole(dialect, kind, body) is None
+
+
+@pytest.mark.parametrize("body", [b"{}", b' {"a":1}\n', b'{"choices":5}', b'{"usage":[]}', b'{"error":null}'])
+def test_an_object_of_another_shape_is_a_whole_answer_without_an_end(body: bytes) -> None:
+    for dialect in ("ollama", "openai"):
+        assert whole(dialect, "chat", body) in (Ending(), Ending(finished=False))
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        b"", b"application/json", b"application/json; charset=utf-8", b"application/x-ndjson", b"text/event-stream",
+        b"text/event-stream; charset=utf-8", b"Application/JSON", b"TEXT/EVENT-STREAM",
+    ],
+)  # fmt: skip
+def test_what_inference_servers_send_is_an_answer(content_type: bytes) -> None:
+    assert is_answer(content_type)
+    assert is_answer(content_type, [(b"content-length", b"5"), (b"content-encoding", b"Identity")])
+
+
+@pytest.mark.parametrize("content_type", [b"text/html", b"text/html; charset=utf-8", b"text/plain", b"image/png", b"x"])
+def test_a_login_page_is_no_answer(content_type: bytes) -> None:
+    assert not is_answer(content_type)
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"zstd", b"identity, gzip", b""])
+def test_what_is_compressed_is_no_answer(encoding: bytes) -> None:
+    assert not is_answer(b"application/json", [(b"content-encoding", encoding)])
+
+
+pieces = st.lists(
+    st.sampled_from([
+        b'{"done":true,"eval_count":1}', b'{"done":true,"eval_count":2}', b'{"done":false}', b'{"done":true,',
+        b'"a":1}', b"\n", b"\n", b"\r\n", b"\n\n", b" ", b"\t", b"\x0b", b"\x00", b"\n  ", b"\n\x00", b"",
+    ]),
+    max_size=12,
+)  # fmt: skip
+
+
+@given(chunks=pieces, at=places)
+def test_lines_in_any_chunks_end_with_the_last_one_that_says_something(chunks: list[bytes], at: list[int]) -> None:
+    data = b"".join(chunks)
+    expected = whole("ollama", "chat", data.strip().rpartition(b"\n")[2]) or Ending()
+    assert watched("ollama", "chat", *chunks) == expected
+    assert watched("ollama", "chat", *cut(data, at)) == expected
+
+
+@given(chunks=st.lists(st.binary(max_size=5), max_size=6), streaming=st.booleans())
+@pytest.mark.parametrize("dialect", ["ollama", "openai"])
+@pytest.mark.parametrize("kind", ["chat", "embed"])
+def test_every_watch_counts_bytes_and_knows_where_the_line_stands(
+    dialect: Dialect, kind: Kind, chunks: list[bytes], streaming: bool
+) -> None:
+    watch = Watch(dialect, kind, streaming=streaming)
+    for chunk in chunks:
+        watch.feed(chunk)
+    data = b"".join(chunks)
+    assert (watch.bytes, watch.mid_line) == (len(data), bool(data) and not data.endswith(b"\n"))
+
+
 def test_the_last_usage_counts_where_every_chunk_has_one() -> None:
     zero = b'data: {"choices":[{"text":"a"}],"usage":{"prompt_tokens":0,"completion_tokens":0}}\n\n'
     real = b'data: {"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":2}}\n\n'
@@ -228,7 +320,7 @@ def test_a_long_stream_is_not_kept() -> None:
         watch.feed(chunk)
         assert sys.getrefcount(chunk) == references + 1
         kept = sum(sys.getrefcount(copy) > 3 for copy in copies)
-        assert kept * len(chunk) <= EVENTS_TAIL_BYTES + len(chunk)
+        assert kept * len(chunk) <= 2 * EVENTS_TAIL_BYTES
 
 
 def test_a_line_beyond_all_limits_is_let_go_and_its_end_is_unknown() -> None:
@@ -292,3 +384,8 @@ def test_no_bytes_make_the_watch_fail(
     dialect: Dialect, kind: Kind, streaming: bool, data: bytes, at: list[int]
 ) -> None:
     watched(dialect, kind, *cut(data, at), streaming=streaming)
+
+
+def test_an_answer_without_a_bottom_is_no_answer() -> None:
+    assert whole("ollama", "chat", b'{"a":' + b"[" * 200_000) is None
+    assert whole("ollama", "chat", b'{"a":[]}') == Ending()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from events.types import Dialect
 from herd.errors import BadRequest, HerdError, ModelNotFound, NodeAnswered, NodeTimeout, NoNodeAvailable, QueueFull
 from herd.wire import DIALECTS
-from herd.wire.failure import body, frame, message, model_not_found, spelled
+from herd.wire.failure import body, message, model_not_found, spelled
 from tests.herd.wire.transcript import transcript
 
 
@@ -38,18 +38,13 @@ def test_a_full_queue_speaks_ollamas_words_with_both_spaces() -> None:
 
 
 def test_a_native_frame_is_one_line_whose_error_is_a_text() -> None:
-    assert frame("ollama", "gone") == b'{"error":"gone"}\n'
+    assert DIALECTS["ollama"].frame("gone") == b'{"error":"gone"}\n'
 
 
 def test_an_openai_frame_is_one_event_that_both_sdks_raise_on() -> None:
-    assert frame("openai", "gone") == (
+    assert DIALECTS["openai"].frame("gone") == (
         b'data: {"error":{"message":"gone","type":"api_error","param":null,"code":null}}\n\n'
     )
-
-
-def test_a_frame_after_half_a_line_begins_a_new_one() -> None:
-    assert frame("ollama", "gone", mid_line=True) == b'\n{"error":"gone"}\n'
-    assert frame("openai", "gone", mid_line=True).startswith(b"\ndata: ")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from herd.errors import BadRequest, HerdError, ModelNotFound
 from herd.wire import ROUTES
-from herd.wire.request import NAME_MAX, TAG_CHARACTERS_MAX, TAGS_MAX, parse, stripped, tags, with_model
+from herd.wire.request import NAME_MAX, TAG_CHARACTERS_MAX, TAGS_MAX, parse, stripped, tags
 
 CHAT = "/api/chat"
 NATIVE_CHAT = {"model": "llama3", "messages": [{"role": "user", "content": "x" * 400}]}
@@ -346,21 +346,9 @@ def test_a_plain_body_is_not_flagged() -> None:
     assert not parse(CHAT, chat(user="al", options={})).strip
 
 
-def test_the_model_is_replaced_at_the_top_and_only_there() -> None:
-    replaced = with_model(ODD, "new:1b")
-    assert json.loads(replaced) == {**json.loads(ODD), "model": "new:1b"}
-    assert b'"n":18446744073709551617' in replaced
-
-
-def test_the_model_is_replaced_whatever_the_case_of_its_key() -> None:
-    assert json.loads(with_model(b'{"Model":"a","MODEL":"b","x":1} rest', "c")) == {"model": "c", "x": 1}
-
-
 def test_broken_bodies_cannot_be_changed() -> None:
     with pytest.raises(BadRequest):
         stripped(b'{"model":')
-    with pytest.raises(BadRequest):
-        with_model(b'{"model":', "x")
 
 
 json_values = st.recursive(
@@ -389,7 +377,7 @@ def test_what_is_parsed_fits_the_log_and_what_is_refused_is_our_error(path: str,
 @settings(max_examples=300)
 @given(path=paths, written=st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_our_own_errors(path: str, written: bytes) -> None:
-    for call in (lambda: parse(path, written), lambda: stripped(written), lambda: with_model(written, "x")):
+    for call in (lambda: parse(path, written), lambda: stripped(written)):
         try:
             call()
         except HerdError:
@@ -404,7 +392,7 @@ def test_no_damage_to_a_body_raises_anything_but_our_own_errors(
     written = json.dumps(fields).encode()
     place = at % (len(written) + 1)
     damaged = written[:place] + new + written[place + gone :]
-    for call in (lambda: parse(path, damaged), lambda: stripped(damaged), lambda: with_model(damaged, "x")):
+    for call in (lambda: parse(path, damaged), lambda: stripped(damaged)):
         try:
             call()
         except HerdError:
@@ -412,9 +400,7 @@ def test_no_damage_to_a_body_raises_anything_but_our_own_errors(
 
 
 @given(fields=st.dictionaries(st.text(max_size=6), json_values, max_size=6))
-def test_stripping_and_renaming_keep_every_other_value(fields: dict[str, Any]) -> None:
+def test_stripping_keeps_every_other_value(fields: dict[str, Any]) -> None:
     written = json.dumps(fields).encode()
     folded = {key: value for key, value in fields.items() if key.lower() not in ("metadata", "fallback_models")}
     assert json.loads(stripped(written)) == folded
-    others = {key: value for key, value in fields.items() if key.lower() != "model"}
-    assert json.loads(with_model(written, "new")) == {"model": "new", **others}
