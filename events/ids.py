@@ -13,7 +13,8 @@ class Ids:
 
     def __init__(self) -> None:
         self._mine = int.from_bytes(os.urandom(2), "big") & 0xFFF
-        self._numbers = count(int.from_bytes(os.urandom(7), "big"))
+        # The bit above them makes all numbers equally long, so that hex() needs no padding.
+        self._numbers = count(1 << 60 | int.from_bytes(os.urandom(7), "big"))
         self._ms = -1
         self._prefix = ""
 
@@ -23,4 +24,4 @@ class Ids:
         if ms != self._ms:  # most ids share their millisecond with the one before
             self._ms = ms
             self._prefix = f"{ms & 0xFFFF_FFFF_FFFF:012x}7{self._mine:03x}8"
-        return f"{self._prefix}{next(self._numbers):015x}"
+        return self._prefix + hex(next(self._numbers))[3:]

@@ -22,7 +22,10 @@ Elimination = Literal[
 ]  # fmt: skip
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+# Events and their parts keep out of the garbage collector's sight (gc=False): they hold values, so no cycle can arise.
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A part of an event: immutable, and silent about what is at its default."""
 
 
@@ -149,7 +152,7 @@ class Change(Fact, frozen=True, kw_only=True):
 # --- events ---------------------------------------------------------------------------------------------------------
 
 
-class Happened(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+class Happened(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", gc=False):
     """The base of every event."""
 
     schema: ClassVar[int] = 1
@@ -253,7 +256,7 @@ class NodeDrainRequested(NodeEvent, frozen=True, kw_only=True, tag="node.drain_r
 
 
 class NodeLeft(NodeEvent, frozen=True, kw_only=True, tag="node.left"):
-    """A node said goodbye: its agent stopped."""
+    """A node is no longer of the fleet; if it comes back, it introduces itself anew."""
 
     why: str = ""
 

@@ -16,6 +16,8 @@ from herd.routing.decide import decide
 from herd.routing.policy import Ask, Chance, Policy
 from projections.view import VIEW, View
 
+Watcher = Callable[[Recorded], None]
+
 
 class Core:
     """The single writer of the log and keeper of what it means."""
@@ -27,37 +29,49 @@ class Core:
         self.view = view
         self._seeds = Chance(seed)
         self._ids = Ids()
-        self._watchers: list[Callable[[Recorded], None]] = []
-        self._news: deque[Recorded] = deque()
+        self._watchers: list[tuple[Watcher, tuple[type[Event], ...]]] = []
+        self._hearers: dict[type[Event], tuple[Watcher, ...]] = {}
+        """Who watches for which kind of event, as far as it was asked: most events interest nobody."""
+        self._news: deque[tuple[Recorded, tuple[Watcher, ...]]] = deque()
         self._announcing = False
 
     def new_id(self) -> str:
         """Return a fresh request id."""
         return self._ids.new(self.clock.now())
 
-    def watch(self, watcher: Callable[[Recorded], None]) -> None:
-        """Call `watcher` after each event has been folded, in the order of the log.
+    def watch(self, watcher: Watcher, *kinds: type[Event]) -> None:
+        """Call `watcher` after each event of these kinds (none: of all) has been folded, in the order of the log.
 
         It must return at once and must not raise. It may record: what it records is folded at once, and announced when
         all have heard of the event before.
         """
-        self._watchers.append(watcher)
+        self._watchers.append((watcher, kinds))
+        self._hearers.clear()
 
     def record(self, event: Event, *, cause: str | None = None, at: int | None = None) -> Recorded:
         """Order an event, fold it into the view and return it; the disk follows by itself."""
         recorded = self.store.append(event, cause=cause, at=at)
         self.view = VIEW.apply(self.view, recorded)
-        self._news.append(recorded)
-        if not self._announcing:
-            self._announce()
+        hearers = self._hearers.get(type(event))
+        if hearers is None:
+            hearers = self._hearers_of(type(event))
+        if hearers:
+            self._news.append((recorded, hearers))
+            if not self._announcing:
+                self._announce()
         return recorded
+
+    def _hearers_of(self, kind: type[Event]) -> tuple[Watcher, ...]:
+        hearers = tuple(watcher for watcher, kinds in self._watchers if not kinds or kind in kinds)
+        self._hearers[kind] = hearers
+        return hearers
 
     def _announce(self) -> None:
         self._announcing = True
         try:
             while self._news:
-                recorded = self._news.popleft()
-                for watcher in self._watchers:
+                recorded, hearers = self._news.popleft()
+                for watcher in hearers:
                     watcher(recorded)
         finally:
             self._announcing = False

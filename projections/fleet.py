@@ -1,6 +1,6 @@
 """The live view of the machines and of what each is doing: all that a routing decision may look at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -97,24 +97,12 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """When a model that was in memory was last seen to be gone, nanoseconds since the epoch."""
     queues: dict[str, Queue] = {}
     """By canonical model name."""
-
-    @property
-    def in_flight(self) -> int:
-        """Requests running on this machine, whatever their model."""
-        running = 0
-        for (
-            queue
-        ) in self.queues.values():  # every decision asks every node: a loop costs half of sum() over a generator
-            running += queue.in_flight
-        return running
-
-    @property
-    def depth(self) -> int:
-        """Requests waiting or running on this machine, whatever their model."""
-        depth = 0
-        for queue in self.queues.values():
-            depth += queue.waiting + queue.in_flight
-        return depth
+    in_flight: int = 0
+    """Requests running on this machine, whatever their model: the sum over its queues, as `depth` is."""
+    depth: int = 0
+    """Requests waiting or running on this machine, whatever their model. Every decision asks every node for it."""
+    left: bool = False
+    """It said goodbye, or was given up: unless it is heard of again, it is forgotten with its last request."""
 
     @property
     def slots(self) -> int:
@@ -138,12 +126,26 @@ class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt: int = 0
 
 
+class Size(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the fleet knows of the size of one model. Zero means that nobody has reported it."""
+
+    resident_bytes: int = 0
+    """The smallest that it was seen to occupy in memory, anywhere: weights plus KV cache."""
+    weights_bytes: int = 0
+    """The smallest copy on a disk."""
+
+
+UNKNOWN = Size()
+
+
 class Fleet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """All nodes and all open requests, as of one position in the log."""
 
     seq: int = 0
     nodes: dict[str, Node] = {}
     requests: Map[str, OpenRequest] = Map()
+    sizes: dict[str, Size] = {}
+    """By canonical model name, over all nodes. Kept here because every decision asks, and few events change it."""
 
 
 @lru_cache(maxsize=4096)
@@ -160,22 +162,38 @@ def canonical(name: str) -> str:
     return key if ":" in key.rsplit("/", 1)[-1] else f"{key}:latest"
 
 
+def sizes(nodes: Collection[Node], models: Iterable[str]) -> dict[str, Size]:
+    """Return what nodes report about the sizes of models (canonical names)."""
+    return {
+        model: Size(
+            resident_bytes=_least(node.loaded.get(model) for node in nodes),
+            weights_bytes=_least(node.models.get(model) for node in nodes),
+        )
+        for model in models
+    }
+
+
+def _least(copies: Iterable[Model | Resident | None]) -> int:
+    return min((copy.size_bytes for copy in copies if copy is not None and copy.size_bytes > 0), default=0)
+
+
 _EMPTY = Queue()
 
 
 def apply(fleet: Fleet, recorded: Recorded) -> Fleet:
-    """Fold one event. Nodes that were never introduced appear with what is known of them."""
+    """Fold one event. Nodes that were never introduced appear with what is known of them, and those that left go."""
     fold = _FOLDS.get(type(recorded.event))
     return _stepped(fleet, recorded) if fold is None else fold(fleet, recorded, recorded.event)
 
 
 def _stepped(fleet: Fleet, recorded: Recorded) -> Fleet:
-    return Fleet(seq=recorded.seq, nodes=fleet.nodes, requests=fleet.requests)
+    return Fleet(seq=recorded.seq, nodes=fleet.nodes, requests=fleet.requests, sizes=fleet.sizes)
 
 
 def _received(fleet: Fleet, recorded: Recorded, event: RequestReceived) -> Fleet:
     opened = OpenRequest(received_seq=recorded.seq, received_at=recorded.at, kind=event.kind)
-    return Fleet(seq=recorded.seq, nodes=fleet.nodes, requests=fleet.requests.set(event.request, opened))
+    requests = fleet.requests.set(event.request, opened)
+    return Fleet(seq=recorded.seq, nodes=fleet.nodes, requests=requests, sizes=fleet.sizes)
 
 
 def _enqueued(fleet: Fleet, recorded: Recorded, event: RequestEnqueued) -> Fleet:
@@ -204,8 +222,10 @@ def _place(
         model=event.model,
         attempt=event.attempt,
     )
-    nodes = _count(_leave(fleet.nodes, request), event.node, placed, +1)
-    return Fleet(seq=recorded.seq, nodes=nodes, requests=fleet.requests.set(event.request, placed))
+    # In before out: a node that left must not be forgotten between the line and the slot of its last request.
+    nodes = _leave(_count(fleet.nodes, event.node, placed, +1), request)
+    requests = fleet.requests.set(event.request, placed)
+    return Fleet(seq=recorded.seq, nodes=nodes, requests=requests, sizes=fleet.sizes)
 
 
 def _attempt_failed(fleet: Fleet, recorded: Recorded, event: RequestAttemptFailed) -> Fleet:
@@ -214,7 +234,8 @@ def _attempt_failed(fleet: Fleet, recorded: Recorded, event: RequestAttemptFaile
         return _stepped(fleet, recorded)
     freed = replace(request, phase="received", node=None)
     nodes = _leave(fleet.nodes, request, failed=1)
-    return Fleet(seq=recorded.seq, nodes=nodes, requests=fleet.requests.set(event.request, freed))
+    requests = fleet.requests.set(event.request, freed)
+    return Fleet(seq=recorded.seq, nodes=nodes, requests=requests, sizes=fleet.sizes)
 
 
 def _finished(fleet: Fleet, recorded: Recorded, event: RequestFinished) -> Fleet:
@@ -223,7 +244,8 @@ def _finished(fleet: Fleet, recorded: Recorded, event: RequestFinished) -> Fleet
         return _stepped(fleet, recorded)
     good = event.outcome in ("completed", "no_output")
     nodes = _leave(fleet.nodes, request, completed=int(good), failed=int(not good))
-    return Fleet(seq=recorded.seq, nodes=nodes, requests=fleet.requests.delete(event.request))
+    requests = fleet.requests.delete(event.request)
+    return Fleet(seq=recorded.seq, nodes=nodes, requests=requests, sizes=fleet.sizes)
 
 
 def _leave(nodes: dict[str, Node], request: OpenRequest, *, completed: int = 0, failed: int = 0) -> dict[str, Node]:
@@ -248,7 +270,16 @@ def _count(
     )
     assert changed.waiting >= 0
     assert changed.in_flight >= 0
-    return {**nodes, name: replace(node, queues={**node.queues, request.model: changed})}
+    depth = node.depth + step
+    if node.left and not depth:
+        return _without(nodes, name)
+    in_flight = node.in_flight + step if running else node.in_flight
+    queues = {**node.queues, request.model: changed}
+    return {**nodes, name: replace(node, queues=queues, in_flight=in_flight, depth=depth)}
+
+
+def _without(nodes: dict[str, Node], name: str) -> dict[str, Node]:
+    return {key: node for key, node in nodes.items() if key != name}
 
 
 def _node(fleet: Fleet, name: str) -> Node:
@@ -256,7 +287,16 @@ def _node(fleet: Fleet, name: str) -> Node:
 
 
 def _with(fleet: Fleet, recorded: Recorded, node: Node) -> Fleet:
-    return Fleet(seq=recorded.seq, nodes={**fleet.nodes, node.name: node}, requests=fleet.requests)
+    nodes = {**fleet.nodes, node.name: node}
+    return Fleet(seq=recorded.seq, nodes=nodes, requests=fleet.requests, sizes=fleet.sizes)
+
+
+def _with_models(fleet: Fleet, recorded: Recorded, node: Node, *changed: Iterable[str]) -> Fleet:
+    """Put a node in its place of which some models came or went."""
+    nodes = {**fleet.nodes, node.name: node}
+    found = fleet.sizes | sizes(nodes.values(), {model for models in changed for model in models})
+    known = {model: size for model, size in found.items() if size != UNKNOWN}
+    return Fleet(seq=recorded.seq, nodes=nodes, requests=fleet.requests, sizes=known)
 
 
 def _joined(fleet: Fleet, recorded: Recorded, event: NodeJoined) -> Fleet:
@@ -270,6 +310,7 @@ def _joined(fleet: Fleet, recorded: Recorded, event: NodeJoined) -> Fleet:
         parallel=event.parallel,
         loaded_max=event.loaded_max,
         joined_at=was.joined_at or recorded.at,
+        left=False,
     )
     return _with(fleet, recorded, node)
 
@@ -289,12 +330,13 @@ def _reported(fleet: Fleet, recorded: Recorded, event: NodeReported) -> Fleet:
         clock_skew_s=was.clock_skew_s if event.clock_skew_s is None else event.clock_skew_s,
         connection_failures=event.connection_failures or 0,
     )
-    return _with(fleet, recorded, replace(node, reading=reading))
+    return _with(fleet, recorded, replace(node, reading=reading, left=False))
 
 
 def _stocked(fleet: Fleet, recorded: Recorded, event: NodeInventoryChanged) -> Fleet:
+    node = _node(fleet, event.node)
     models = {canonical(model.name): model for model in event.models}
-    return _with(fleet, recorded, replace(_node(fleet, event.node), models=models))
+    return _with_models(fleet, recorded, replace(node, models=models, left=False), node.models, models)
 
 
 def _resided(fleet: Fleet, recorded: Recorded, event: NodeResidencyChanged) -> Fleet:
@@ -302,21 +344,29 @@ def _resided(fleet: Fleet, recorded: Recorded, event: NodeResidencyChanged) -> F
     loaded = {canonical(model.name): model for model in event.loaded}
     gone = {name: recorded.at for name in node.loaded if name not in loaded}
     unloaded_at = {name: when for name, when in node.unloaded_at.items() if name not in loaded} | gone
-    return _with(fleet, recorded, replace(node, loaded=loaded, unloaded_at=unloaded_at))
+    resided = replace(node, loaded=loaded, unloaded_at=unloaded_at, left=False)
+    return _with_models(fleet, recorded, resided, node.loaded, loaded)
 
 
 def _status_changed(fleet: Fleet, recorded: Recorded, event: NodeStatusChanged) -> Fleet:
     node = _node(fleet, event.node)
     drained_by = "" if event.status == "online" else node.drained_by
-    return _with(fleet, recorded, replace(node, status=event.status, drained_by=drained_by))
+    left = node.left and event.status == "offline"
+    return _with(fleet, recorded, replace(node, status=event.status, drained_by=drained_by, left=left))
 
 
 def _drained(fleet: Fleet, recorded: Recorded, event: NodeDrainRequested) -> Fleet:
-    return _with(fleet, recorded, replace(_node(fleet, event.node), status="draining", drained_by=event.by))
+    node = replace(_node(fleet, event.node), status="draining", drained_by=event.by, left=False)
+    return _with(fleet, recorded, node)
 
 
 def _left(fleet: Fleet, recorded: Recorded, event: NodeLeft) -> Fleet:
-    return _with(fleet, recorded, replace(_node(fleet, event.node), status="offline", loaded={}))
+    node = fleet.nodes.get(event.node)
+    if node is None:
+        return _stepped(fleet, recorded)
+    left = replace(node, status="offline", models={}, loaded={}, left=True)
+    emptied = _with_models(fleet, recorded, left, node.models, node.loaded)
+    return emptied if node.depth else replace(emptied, nodes=_without(fleet.nodes, event.node))
 
 
 #: What each event does. A table rather than a `match`: this runs on the event loop for every event, and the events that
@@ -339,4 +389,4 @@ _FOLDS: dict[type[Event], Callable[[Fleet, Recorded, Any], Fleet]] = {
 #: The events that change a fleet; all others only move its position.
 FOLDED = frozenset(_FOLDS)
 
-FLEET = Projection(name="fleet", version=1, state=Fleet, initial=Fleet, apply=apply)
+FLEET = Projection(name="fleet", version=2, state=Fleet, initial=Fleet, apply=apply)

@@ -3,6 +3,7 @@
 from array import array
 from bisect import bisect_left, insort
 from collections.abc import Callable
+from struct import Struct
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ WITHOUT_ANSWER = frozenset({"load", "unload"})
 #: Engines report some milliseconds of loading for a model that was in memory already; from here on it was a load.
 LOAD_MIN_MS = 250
 
+_U32 = Struct("I")
 _US_MAX = 0xFFFF_FFFF
 
 
@@ -145,8 +147,9 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def service_p75_ms(self, node: str, model: str) -> float | None:
         """Return the 75th percentile of service time in milliseconds; None before the first completed request."""
-        stats = self.stats(node, model)
-        return None if stats is None else stats.service_p75_ms
+        models = self.nodes.get(node)  # not through `stats`: asked for every busy node at every decision
+        known = None if models is None else models.get(model)
+        return None if known is None else known.service_p75_ms
 
 
 def apply(latency: Latency, recorded: Recorded) -> Latency:
@@ -200,7 +203,7 @@ def _observe(stats: Stats, running: Running, event: RequestFinished, at: int) ->
         first_token = first_token.with_value(max(0.0, (running.first_token_at - running.dispatched_at) / 1e6 - load_ms))
     return Stats(
         samples=stats.samples + 1,
-        service_p75_ms=sorted_us[min(int(len(sorted_us) * 0.75), len(sorted_us) - 1)] / 1000,
+        service_p75_ms=sorted_us[len(sorted_us) * 3 // 4] / 1000,
         latency=stats.latency.with_value(latency_ms),
         first_token=first_token,
         load=stats.load.with_value(load_ms) if load_ms >= LOAD_MIN_MS else stats.load,
@@ -208,25 +211,23 @@ def _observe(stats: Stats, running: Running, event: RequestFinished, at: int) ->
         completion=_known(stats.completion, event.completion_tokens),
         prompt_speed=_speed(stats.prompt_speed, event.prompt_tokens, event.prompt_ms),
         generate_speed=_speed(stats.generate_speed, event.completion_tokens, event.generate_ms),
-        seen_s=seen_s.tobytes(),
-        service_us=observed_us.tobytes(),
+        seen_s=seen_s,
+        service_us=observed_us,
         sorted_us=sorted_us.tobytes(),
     )
 
 
-def _window(stats: Stats, now_s: int, service_us: int) -> tuple["array[int]", "array[int]", "array[int]"]:
+def _window(stats: Stats, now_s: int, service_us: int) -> tuple[bytes, bytes, "array[int]"]:
     """Let a new observation in, and those go that are too many or too old."""
-    seen_s, observed_us, sorted_us = array("I", stats.seen_s), array("I", stats.service_us), array("I", stats.sorted_us)
-    gone = 1 if len(seen_s) >= OBSERVATIONS_MAX else 0
-    while gone < len(seen_s) and seen_s[gone] < now_s - OBSERVATION_AGE_MAX_S:
-        gone += 1
-    for old in observed_us[:gone]:
+    seen_s, observed_us, sorted_us = stats.seen_s, stats.service_us, array("I", stats.sorted_us)
+    oldest_s = now_s - OBSERVATION_AGE_MAX_S
+    gone = _U32.size if len(seen_s) >= OBSERVATIONS_MAX * _U32.size else 0
+    while gone < len(seen_s) and _U32.unpack_from(seen_s, gone)[0] < oldest_s:
+        gone += _U32.size
+    for (old,) in _U32.iter_unpack(observed_us[:gone]):
         del sorted_us[bisect_left(sorted_us, old)]
-    del seen_s[:gone], observed_us[:gone]
-    seen_s.append(now_s)
-    observed_us.append(service_us)
     insort(sorted_us, service_us)
-    return seen_s, observed_us, sorted_us
+    return seen_s[gone:] + _U32.pack(now_s), observed_us[gone:] + _U32.pack(service_us), sorted_us
 
 
 def _known(mean: Mean, value: int | None) -> Mean:

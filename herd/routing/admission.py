@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from events.types import Eliminated, Elimination
-from herd.routing.footprint import GIB, Footprint, available_gib, footprint
+from herd.routing.footprint import GIB, available_gib, need_gib
 from herd.routing.policy import Ask
-from projections.fleet import Fleet, Node
+from projections.fleet import UNKNOWN, Fleet, Node, Size
 
 #: A machine whose owner leaves us less than this is left alone.
 AVAILABILITY_MIN = 0.2
@@ -23,14 +23,13 @@ def admit(fleet: Fleet, ask: Ask, *, now: int) -> tuple[list[Node], list[Elimina
     """
     admitted: list[Node] = []
     eliminated: list[Eliminated] = []
-    cost: Footprint | None = None
     nodes = fleet.nodes
+    size = fleet.sizes.get(ask.model, UNKNOWN)
     for name in sorted(nodes):
         node = nodes[name]
         refused = _refuse_machine(node, ask, now) or _refuse_model(node, ask)
         if refused is None and ask.model not in node.loaded:
-            cost = cost or footprint(nodes.values(), ask.model)
-            refused = _refuse_load(node, ask, cost)
+            refused = _refuse_load(node, ask, size)
         if refused is None:
             admitted.append(node)
         else:
@@ -96,7 +95,7 @@ def _lacking(can: tuple[str, ...], ask: Ask, node: Node) -> str | None:
     return None
 
 
-def _refuse_load(node: Node, ask: Ask, cost: Footprint) -> Eliminated | None:
+def _refuse_load(node: Node, ask: Ask, size: Size) -> Eliminated | None:
     """Refuse a node that would first have to load the model, and cannot."""
     memory = node.reading.memory
     if memory is None:
@@ -104,7 +103,7 @@ def _refuse_load(node: Node, ask: Ask, cost: Footprint) -> Eliminated | None:
     if memory.pressure == "critical":
         left = f"{memory.available_gib:.1f} GiB available"
         return _no(node, "memory_critical", f"its memory pressure is critical ({left}) and the model is not loaded")
-    need = cost.need_gib(node, ask.model)
+    need = need_gib(size, node, ask.model)
     available = available_gib(node)
     if need is None or available is None or available >= need:
         return None

@@ -11,8 +11,7 @@ class Chance:
 
     def bits(self) -> int:
         """Return the next 64 random bits."""
-        self._state = (self._state + 0x9E37_79B9_7F4A_7C15) & _MASK
-        z = self._state
+        self._state = z = (self._state + 0x9E37_79B9_7F4A_7C15) & _MASK
         z = ((z ^ (z >> 30)) * 0xBF58_476D_1CE4_E5B9) & _MASK
         z = ((z ^ (z >> 27)) * 0x94D0_49BB_1331_11EB) & _MASK
         return z ^ (z >> 31)

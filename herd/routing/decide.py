@@ -1,17 +1,21 @@
 """Live routing, shadow policies and replay ask this one function: a second one would answer otherwise one day."""
 
+from operator import attrgetter
+
 from events.types import Candidate
 from herd.routing.admission import admit
 from herd.routing.chance import Chance
 from herd.routing.policy import Ask, Decision, Policy
 from projections.view import View
 
-#: Raise this whenever admission, the handling of ties or the naming of models changes: a policy's hash contains it, so
-#: decisions recorded before then count as made by another policy.
-DECIDING_VERSION = 1
+#: Raise this whenever admission, the fleet that it looks at, the handling of ties or the naming of models changes: a
+#: policy's hash contains it, so decisions recorded before then count as made by another policy.
+DECIDING_VERSION = 2
 
 #: Totals closer than this are equal: the difference is rounding.
 EQUAL = 1e-9
+
+_by_name = attrgetter("node")
 
 
 def decide(view: View, ask: Ask, policy: Policy, chance: Chance, *, now: int) -> Decision:
@@ -59,7 +63,7 @@ def _equals(candidates: tuple[Candidate, ...]) -> int:
 
 def _shuffled(equals: tuple[Candidate, ...], chance: Chance) -> tuple[Candidate, ...]:
     """Return the candidates in a drawn order that does not depend on the order they came in."""
-    drawn = sorted(equals, key=lambda candidate: candidate.node)
+    drawn = sorted(equals, key=_by_name)
     for last in range(len(drawn) - 1, 0, -1):
         other = chance.below(last + 1)
         drawn[last], drawn[other] = drawn[other], drawn[last]

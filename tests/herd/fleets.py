@@ -8,7 +8,7 @@ from events.types import Capacity, Hardware, Kind, Memory, Model, NodeStatus, Re
 from herd.routing.chance import Chance
 from herd.routing.decide import decide
 from herd.routing.policy import Ask, Candidate, Decision, Policy
-from projections.fleet import Fleet, Node, Queue, Reading, canonical
+from projections.fleet import Fleet, Node, Queue, Reading, canonical, sizes
 from projections.latency import Latency
 from projections.view import View
 
@@ -53,7 +53,7 @@ def node(
     engine_up: bool = True,
 ) -> Node:
     memory = None if available is None else msgspec.convert({"available_gib": available, "pressure": pressure}, Memory)
-    return Node(
+    return working(
         name=name,
         hardware=Hardware(memory_total_gib=total, memory_bandwidth_gbps=bandwidth),
         status=status,
@@ -66,8 +66,16 @@ def node(
     )
 
 
+def working(*, queues: dict[str, Queue], **more: Any) -> Node:
+    """Return a node whose sums are those of its queues, as the fold keeps them."""
+    in_flight = sum(queue.in_flight for queue in queues.values())
+    return Node(queues=queues, in_flight=in_flight, depth=sum(queue.depth for queue in queues.values()), **more)
+
+
 def view(*nodes: Node, p75_ms: dict[tuple[str, str], float] | None = None) -> View:
-    return View(fleet=Fleet(seq=1, nodes={n.name: n for n in nodes}), latency=KnownLatency(seq=1, p75_ms=p75_ms or {}))
+    models = {model for node in nodes for model in (*node.models, *node.loaded)}
+    fleet = Fleet(seq=1, nodes={node.name: node for node in nodes}, sizes=sizes(nodes, models))
+    return View(fleet=fleet, latency=KnownLatency(seq=1, p75_ms=p75_ms or {}))
 
 
 def ask(

@@ -11,9 +11,9 @@ from herd.routing.classic import classic
 from herd.routing.context import ClassicParameters, Context
 from herd.routing.policy import Ask
 from herd.routing.signals import SIGNALS
-from projections.fleet import Fleet, Node, Queue, Reading
-from projections.view import View
-from tests.herd.fleets import KnownLatency
+from projections.fleet import Node, Queue, Reading
+from tests.herd.fleets import view as known
+from tests.herd.fleets import working
 
 PARAMETERS = ClassicParameters()
 BOUNDS = {
@@ -52,7 +52,7 @@ hardware = st.builds(Hardware, memory_total_gib=figures, memory_bandwidth_gbps=f
 
 def nodes(name: str) -> st.SearchStrategy[Node]:
     return st.builds(
-        Node,
+        working,
         name=st.just(name),
         status=st.sampled_from(["online", "offline"]),
         hardware=hardware,
@@ -84,17 +84,16 @@ p75s = st.dictionaries(
 def test_a_signal_is_finite_bounded_and_repeatable(
     name: str, fleet: tuple[Node, ...], ask: Ask, p75_ms: dict[tuple[str, str], float], now: int
 ) -> None:
-    view = View(fleet=Fleet(nodes={node.name: node for node in fleet}), latency=KnownLatency(p75_ms=p75_ms))
-    context = Context.of(view, ask, fleet, PARAMETERS, now)
-    least, most = BOUNDS[name]
-    for node in fleet:
-        points = SIGNALS[name](node, ask, context)
+    view = known(*fleet, p75_ms=p75_ms)
+    signal, (least, most) = SIGNALS[name], BOUNDS[name]
+    column = signal(fleet, ask, Context.of(view, ask, PARAMETERS, now))
+    assert len(column) == len(fleet)
+    for points in column:
         assert isinstance(points, float)
         assert isfinite(points)
         assert least <= points <= most
         assert str(points) != "-0.0"
-        again = SIGNALS[name](node, ask, Context.of(view, ask, fleet, PARAMETERS, now))
-        assert points == again
+    assert column == signal(fleet, ask, Context.of(view, ask, PARAMETERS, now))
 
 
 @pytest.mark.parametrize("name", SIGNALS)

@@ -4,14 +4,19 @@ import pytest
 
 from events.types import (
     Capacity,
+    Event,
     Memory,
+    Model,
     NodeDrainRequested,
+    NodeInventoryChanged,
     NodeLeft,
     NodeReported,
+    NodeResidencyChanged,
     NodeStatusChanged,
+    Resident,
     RouterStarted,
 )
-from projections.fleet import Queue, canonical
+from projections.fleet import Queue, Size, canonical
 from tests.given import (
     LLAMA,
     START,
@@ -85,8 +90,55 @@ def test_a_node_is_what_it_was_last_said_to_be():
     assert history.fleet.nodes["ash"].status == "online"
     assert history.when(NodeDrainRequested(node="ash", by="op")).fleet.nodes["ash"].status == "draining"
     assert history.when(NodeStatusChanged(node="ash", status="degraded")).fleet.nodes["ash"].status == "degraded"
-    left = history.when(residing("ash", "llama3"), NodeLeft(node="ash")).fleet.nodes["ash"]
-    assert (left.status, left.loaded) == ("offline", {})
+
+
+def test_a_node_that_left_is_forgotten():
+    history = given(joined("ash"), joined("birch"), online("ash"), stocked("ash", "llama3"), NodeLeft(node="ash"))
+    assert history.fleet.nodes.keys() == {"birch"}
+    assert history.when(NodeLeft(node="ash")).fleet.nodes.keys() == {"birch"}
+
+
+def test_a_node_that_left_stays_until_its_last_request_is_over():
+    busy = given(
+        joined("ash"), online("ash"), residing("ash", "llama3"),
+        received("a"), dispatched("a", "ash"), received("b"), enqueued("b", "ash"), NodeLeft(node="ash"),
+    )  # fmt: skip
+    left = busy.fleet.nodes["ash"]
+    assert (left.status, left.loaded, left.depth) == ("offline", {}, 2)
+    last = busy.when(finished("a"), dispatched("b", "ash"))
+    assert (last.fleet.nodes["ash"].left, last.fleet.nodes["ash"].in_flight) == (True, 1)
+    assert not last.when(attempt_failed("b", "ash")).fleet.nodes
+    assert not last.when(finished("b")).fleet.nodes
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        joined("ash"),
+        online("ash"),
+        stocked("ash", "llama3"),
+        residing("ash", "llama3"),
+        NodeReported(node="ash"),
+        NodeDrainRequested(node="ash", by="agent"),
+    ],
+    ids=lambda sign: type(sign).__name__,
+)
+def test_a_node_that_comes_back_before_its_last_request_is_over_is_not_forgotten(sign: Event):
+    busy = given(joined("ash"), online("ash"), received("a"), dispatched("a", "ash"), NodeLeft(node="ash"))
+    assert busy.when(sign, finished("a")).fleet.nodes.keys() == {"ash"}
+    silent = NodeStatusChanged(node="ash", status="offline")
+    assert not busy.when(silent, finished("a")).fleet.nodes
+
+
+def test_the_smallest_copy_of_a_model_counts_while_its_node_is_there():
+    history = given(
+        NodeInventoryChanged(node="ash", models=(Model(name="llama3", size_bytes=5), Model(name="qwen3"))),
+        NodeInventoryChanged(node="birch", models=(Model(name="llama3", size_bytes=4),)),
+        NodeResidencyChanged(node="birch", loaded=(Resident(name="llama3", size_bytes=6),)),
+    )
+    assert history.fleet.sizes == {LLAMA: Size(resident_bytes=6, weights_bytes=4)}
+    assert history.when(NodeLeft(node="birch")).fleet.sizes == {LLAMA: Size(weights_bytes=5)}
+    assert history.when(stocked("birch"), residing("birch"), stocked("ash")).fleet.sizes == {}
 
 
 def test_who_drained_a_node_is_known_until_it_is_online_again():

@@ -21,7 +21,7 @@ from events.types import (
     RouterStarted,
     Thermal,
 )
-from projections.fleet import Queue
+from projections.fleet import UNKNOWN, Queue, sizes
 from projections.traces import Trace, Traces, fold
 from projections.view import VIEW, decode, encode
 from tests.given import (
@@ -82,6 +82,7 @@ class Histories(RuleBasedStateMachine):
         self.rows: list[Trace] = []
         self.open: dict[str, OpenRequest] = {}
         self.ended: Counter[tuple[str, str, bool]] = Counter()
+        self.leaving: set[str] = set()
         self.completed: Counter[tuple[str, str]] = Counter()
         self.retried: Counter[str] = Counter()
         self.finished = 0
@@ -115,23 +116,35 @@ class Histories(RuleBasedStateMachine):
 
     @rule(node=NODES, parallel=st.integers(0, 4))
     def a_node_joins(self, node: str, parallel: int) -> None:
+        self.leaving.discard(node)
         self.happens(joined(node, parallel=parallel))
 
     @rule(reading=READINGS)
     def a_node_reports(self, reading: NodeReported) -> None:
+        self.leaving.discard(reading.node)
         self.happens(reading)
 
     @rule(node=NODES, names=NAMES, on_disk=st.booleans())
     def models_come_and_go(self, node: str, names: list[str], on_disk: bool) -> None:
+        self.leaving.discard(node)
         self.happens(stocked(node, *names) if on_disk else residing(node, *names))
 
     @rule(node=NODES, status=st.sampled_from(["online", "degraded", "offline", "draining"]))
     def a_node_changes_status(self, node: str, status: str) -> None:
+        if status != "offline":
+            self.leaving.discard(node)
         self.happens(NodeStatusChanged(node=node, status=status))  # pyright: ignore[reportArgumentType]
 
-    @rule(event=st.builds(NodeLeft, node=NODES) | st.builds(NodeDrainRequested, node=NODES, by=st.just("op")))
-    def a_node_leaves(self, event: NodeLeft | NodeDrainRequested) -> None:
-        self.happens(event)
+    @rule(node=NODES)
+    def a_node_is_drained(self, node: str) -> None:
+        self.leaving.discard(node)
+        self.happens(NodeDrainRequested(node=node, by="op"))
+
+    @rule(node=NODES)
+    def a_node_leaves(self, node: str) -> None:
+        if node in self.live.fleet.nodes:
+            self.leaving.add(node)
+        self.happens(NodeLeft(node=node))
 
     @rule(model=MODELS)
     def a_request_arrives(self, model: str) -> None:
@@ -206,7 +219,12 @@ class Histories(RuleBasedStateMachine):
         assert again == self.table
 
     @invariant()
-    def lines_hold_what_stands_in_them(self) -> None:
+    def lines_hold_what_stands_in_them_and_who_left_is_forgotten_with_the_last(self) -> None:
+        gone = self.leaving - {one.node for one in self.open.values()}
+        assert not gone & self.live.fleet.nodes.keys()
+        assert self.leaving - gone <= self.live.fleet.nodes.keys()
+        self.leaving -= gone
+        self.ended = Counter({place: count for place, count in self.ended.items() if place[0] not in gone})
         expected: dict[tuple[str, str], Queue] = {}
         places = {(node, model) for node, model, _ in self.ended}
         places |= {(one.node, one.model) for one in self.open.values() if one.node is not None}
@@ -225,6 +243,13 @@ class Histories(RuleBasedStateMachine):
         }
         assert sum(node.depth for node in nodes) == sum(one.node is not None for one in self.open.values())
         assert all(node.in_flight == sum(queue.in_flight for queue in node.queues.values()) for node in nodes)
+
+    @invariant()
+    def the_smallest_copy_of_each_model_is_known(self) -> None:
+        nodes = self.live.fleet.nodes.values()
+        models = {model for node in nodes for model in (*node.models, *node.loaded)}
+        found = sizes(nodes, models)
+        assert self.live.fleet.sizes == {model: size for model, size in found.items() if size != UNKNOWN}
 
     @invariant()
     def exactly_the_unfinished_requests_are_open(self) -> None:

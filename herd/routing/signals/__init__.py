@@ -3,7 +3,7 @@
 The names are in every log and in the traces that users query, so they are permanent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from herd.routing.context import Context
 from herd.routing.policy import Ask
@@ -16,8 +16,12 @@ from herd.routing.signals.thermal import thermal
 from herd.routing.signals.wait_time import wait_time
 from projections.fleet import Node
 
-Signal = Callable[[Node, Ask, Context], float]
-"""Points for one candidate: pure, finite, and the same for the same arguments on every machine."""
+Signal = Callable[[Sequence[Node], Ask, Context], list[float]]
+"""Points for each candidate, in their order: pure, finite, and the same for the same arguments on every machine.
+
+All candidates at once, because some answers depend on them all, and a call for each of them would cost more than the
+arithmetic in it.
+"""
 
 SIGNALS: dict[str, Signal] = {
     "thermal": thermal,

@@ -1,6 +1,8 @@
 """Large models belong on fast machines, and small ones elsewhere, so that the fast ones stay free for the large."""
 
-from herd.routing.context import Context, Role
+from collections.abc import Sequence
+
+from herd.routing.context import Context, Role, middle
 from herd.routing.policy import Ask
 from projections.fleet import Node
 
@@ -11,7 +13,7 @@ POINTS_AMPLE = 25.0
 TIER_MID = 5.0
 
 
-def role_affinity(node: Node, ask: Ask, context: Context) -> float:  # noqa: ARG001  # every signal has this shape
+def role_affinity(nodes: Sequence[Node], ask: Ask, context: Context) -> list[float]:  # noqa: ARG001  # every signal has this shape
     """Return 0 to 25 points by model size and memory bandwidth; `b = min(25, 5 + bandwidth / 40)`.
 
     Large models (above `score_role_large_threshold_gb`): b; small ones (below `_small_`): 18 - 0.6 b; others,
@@ -19,14 +21,15 @@ def role_affinity(node: Node, ask: Ask, context: Context) -> float:  # noqa: ARG
     known, so that all stand on one scale. Where nobody's is known, or with `bandwidth_aware_scoring` off, total memory
     in GiB decides: large 15 from 128, 5 from 32, else 0; small 15 to 32, 8 to 128, else 3; others 5.
     """
-    middle = context.middle_bandwidths_gbps
-    if not middle or not context.parameters.bandwidth_aware_scoring:
-        return _by_memory(node.hardware.memory_total_gib, context.role)
-    bandwidth = node.hardware.memory_bandwidth_gbps
-    if bandwidth > 0:
-        return _by_bandwidth(bandwidth, context.role)
+    role = context.role
+    bandwidths_gbps = [node.hardware.memory_bandwidth_gbps for node in nodes]
+    points = {bandwidth: _by_bandwidth(bandwidth, role) for bandwidth in set(bandwidths_gbps) if bandwidth > 0}
+    if not points or not context.parameters.bandwidth_aware_scoring:
+        return [_by_memory(node.hardware.memory_total_gib, role) for node in nodes]
     # Points rise or fall with bandwidth throughout, so the middle bandwidths have the middle points.
-    return (_by_bandwidth(middle[0], context.role) + _by_bandwidth(middle[-1], context.role)) / 2
+    low, high = middle([bandwidth for bandwidth in bandwidths_gbps if bandwidth > 0])
+    unknown = (points[low] + points[high]) / 2
+    return [points.get(bandwidth, unknown) for bandwidth in bandwidths_gbps]
 
 
 def _by_bandwidth(bandwidth_gbps: float, role: Role) -> float:
