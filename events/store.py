@@ -3,7 +3,7 @@
 `append` fixes the order at once and never waits for a disk; `flushed` waits for durability where it was promised.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -28,11 +28,19 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     """Events dropped since writing last began to fail, because the queue was full; stays when it works again."""
 
 
-class InlineProjection(Protocol):
-    """A view in the log's own database and transactions: never half applied, never counted twice.
+class Read(Protocol):
+    """Reads a stored log in order; see `EventStore.read`."""
 
-    Both methods run on the store's writer thread, in a transaction that the store begins and commits; a `cursor` is a
-    plain DBAPI cursor. One that raises for a reason other than the disk is set aside until the next start, so that a
+    def __call__(self, after: int, *, types: Sequence[type[Event]] | None = None) -> Iterator[Recorded]:
+        """Yield the stored events after a position, of these types only."""
+        ...
+
+
+class InlineProjection(Protocol):
+    """A view in the log's own database: never half applied, never counted twice, never ahead of the log.
+
+    All methods run on the store's writer thread; a `cursor` is a plain DBAPI cursor in a transaction that the store
+    begins and commits. A view that raises for a reason other than the disk is set aside until the next start, so that a
     bug in a view cannot stop the log.
     """
 
@@ -41,12 +49,26 @@ class InlineProjection(Protocol):
         """The name under which its position is kept."""
         ...
 
-    def start(self, cursor: Any, head: int, read: Callable[[int], Iterator[Recorded]]) -> None:
+    def start(self, cursor: Any, head: int, read: Read) -> None:
         """Catch up with the stored log (`read(after)` yields it up to `head`), or rebuild after a new version."""
         ...
 
-    def apply(self, cursor: Any, batch: Sequence[Recorded]) -> None:
-        """Write the rows of these events, and the new position."""
+    def follow(self, batch: Sequence[Recorded]) -> bool:
+        """Take events that are about to be stored, once each and in order; return whether rows wait to be written.
+
+        It must leave the database alone: the store decides when `write` is worth a transaction.
+        """
+        ...
+
+    def write(self, cursor: Any) -> None:
+        """Write all rows that wait, and the position of the last event that was followed.
+
+        Called again with the same if the transaction failed, and also if it only seemed to fail.
+        """
+        ...
+
+    def written(self) -> None:
+        """What `write` wrote is stored and can be forgotten."""
         ...
 
 
@@ -87,7 +109,7 @@ class EventStore(Protocol):
         ...
 
     async def flushed(self, seq: int) -> None:
-        """Return when the event at `seq` and all before it that were not lost are durable.
+        """Return when the event at `seq` and all before it that were not lost are durable and in the store's views.
 
         Raises `StoreUnavailable` if writing fails or if the event was lost, also when the log works again.
         """
@@ -144,3 +166,7 @@ class ForeignDatabase(StoreError):
 
 class UnknownEvent(StoreError):
     """The log holds an event that this release does not know."""
+
+
+class StoreDamaged(StoreError):
+    """The file is a log, but something without which it cannot be used is missing from it."""

@@ -42,7 +42,10 @@ def _snapshot(store: EventStore, head: int) -> View | None:
         return None
     try:
         return decode(found[1])
-    except msgspec.MsgspecError:  # written by a release whose view had another shape: only a cache
+    except (
+        msgspec.MsgspecError,
+        UnicodeDecodeError,
+    ):  # written by a release whose view had another shape: only a cache
         return None
 
 
@@ -284,7 +287,7 @@ def _decoded(snapshot: tuple[int, bytes] | None, checks: _Checks) -> View | None
     seq, state = snapshot
     try:
         view = decode(state)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         checks.found("snapshot", f"at {seq}", "a view", str(error))
         return None
     if view.seq != seq:

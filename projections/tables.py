@@ -1,19 +1,24 @@
-"""The request table moves in the transaction that appends to the log, so no row is ever missing, early or double."""
+"""The request table follows the log in transactions that hold rows and position, so no row is ever early or double."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, cast
 
 import msgspec
 from msgspec.structs import astuple
 
 from events.recorded import Recorded
+from events.sqlite import driver
 from events.sqlite.database import connect_anywhere
-from projections.traces import NAME, VERSION, Status, Trace, Traces, fold
+from events.store import Read, StoreUnavailable
+from projections.traces import FOLDED, NAME, VERSION, Open, Status, Trace, low, step
+
+if TYPE_CHECKING:
+    from events.types import RequestEvent
 
 #: Rows of one INSERT: a statement for each row would take and drop the interpreter lock once for each.
-ROWS_MAX = 32
+ROWS_MAX = 64
 #: Entries that one call of `recent` returns at most.
 RECENT_MAX = 1000
 
@@ -30,13 +35,27 @@ _CLAUSES = {
     "since_s": "timestamp >= ?",
     "before_s": "timestamp < ?",
 }
-_ONE_ROW = f"({', '.join('?' * len(_COLUMNS))})"
+_FOLDED = frozenset(FOLDED)
+_ONE_ROW = "(" + ", ".join(["NULLIF(?,x'')"] * len(_COLUMNS)) + ")"
+#: Statements by the power of two that is their number of rows. Python's drivers take ten times as long to bind None as
+#: to bind an empty bytearray, and three columns of an ordinary row are NULL.
+_ROW = ", ".join(["NULLIF(?,x'')"] * len(_COLUMNS))
+_STATEMENTS = [
+    f"INSERT INTO {NAME} ({_LIST}) VALUES " + ", ".join([_ONE_ROW] * (1 << power))
+    for power in range(ROWS_MAX.bit_length())
+]
+_NULL = bytearray()
 #: Columns that hold JSON, and what their NULL means.
 _JSON = {"scores_breakdown": "{}", "excluded_nodes": "[]", "tags": "[]"}
 
 
 class Cursor(Protocol):
     """The part of a DBAPI cursor that is used here."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the last statement changed."""
+        ...
 
     def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Any:
         """Run one statement."""
@@ -82,50 +101,86 @@ class TraceTable:
     def __init__(self, path: Path) -> None:
         """`path` is the store's database; nothing is opened yet."""
         self._path = path
-        self._state = Traces()
-        self._before = Traces()
+        self._open: dict[str, Open] = {}
+        self._seq = 0
+        """Position of the last event that was followed."""
+        self._written = 0
+        """Position that the table has reached."""
+        self._rows: list[Row] = []
 
-    def start(self, cursor: Cursor, head: int, read: Callable[[int], Iterator[Recorded]]) -> None:
+    def start(self, cursor: Cursor, head: int, read: Read) -> None:
         """Catch up with the log; rebuild the table where it is missing, of another version, or ahead of the log."""
         cursor.execute("SELECT position, low FROM checkpoints WHERE projection = ? AND version = ?", (NAME, VERSION))
-        position, low = cursor.fetchone() or (head + 1, 1)
+        position, first = cursor.fetchone() or (head + 1, 1)
         if position > head:
             cursor.execute(f"DELETE FROM {NAME}")
             cursor.execute("DELETE FROM checkpoints WHERE projection = ?", (NAME,))
-            position, low = 0, 1
-        state = Traces(seq=low - 1)
-        rows: list[Row] = []
-        for recorded in read(low - 1):
-            state, finals = fold(state, recorded)
+            position, first = 0, 1
+        self._open.clear()
+        self._rows.clear()
+        for recorded in read(first - 1, types=FOLDED):
+            finals = self._step(recorded)
             if recorded.seq > position:
-                rows.extend(map(to_row, finals))
-            if len(rows) >= ROWS_MAX:
-                _insert(cursor, rows)
-                rows.clear()
-        _insert(cursor, rows)
-        self._state = self._before = Traces(seq=head, open=state.open)
-        _check_in(cursor, self._state)
+                self._rows.extend(map(to_row, finals))
+            if len(self._rows) >= ROWS_MAX:
+                _insert(cursor, self._rows)
+                self._rows.clear()
+        _insert(cursor, self._rows)
+        self._rows.clear()
+        self._seq = self._written = head
+        cursor.execute(
+            "INSERT INTO checkpoints (projection, version, position, low) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (projection, version) DO UPDATE SET position = excluded.position, low = excluded.low",
+            (NAME, VERSION, head, low(self._open, head)),
+        )
 
-    def apply(self, cursor: Cursor, batch: Sequence[Recorded]) -> None:
-        """Write the rows that these events make final, and the new position."""
-        if not batch:
-            return
-        # A batch that comes again was rolled back the first time. Nothing needs undoing: the state before it is kept.
-        before = self._state if batch[0].seq > self._state.seq else self._before
-        assert batch[0].seq > before.seq
-        state = before
-        rows: list[Row] = []
+    def follow(self, batch: Sequence[Recorded]) -> bool:
+        """Take events that are about to be stored; return whether rows wait to be written."""
         for recorded in batch:
-            state, finals = fold(state, recorded)
-            rows.extend(map(to_row, finals))
-        self._before, self._state = before, state
-        _insert(cursor, rows)
-        _check_in(cursor, state)
+            if recorded.event.__class__ in _FOLDED:
+                for final in self._step(recorded):
+                    self._rows.append(to_row(final))
+        self._seq = batch[-1].seq
+        return bool(self._rows)
+
+    def write(self, cursor: Cursor) -> None:
+        """Write the rows that wait and the new position, unless they are there already."""
+        cursor.execute(
+            "UPDATE checkpoints SET position = ?, low = ? WHERE projection = ? AND version = ? AND position = ?",
+            (self._seq, low(self._open, self._seq), NAME, VERSION, self._written),
+        )
+        if cursor.rowcount == 1:
+            _insert(cursor, self._rows)
+            return
+        # A commit that was reported as failed may have happened.
+        cursor.execute("SELECT position FROM checkpoints WHERE projection = ? AND version = ?", (NAME, VERSION))
+        if cursor.fetchone() != (self._seq,):
+            raise RuntimeError(f"somebody else has changed the position of {NAME}")
+
+    def written(self) -> None:
+        """Forget what `write` wrote, now that it is stored."""
+        self._rows.clear()
+        self._written = self._seq
+
+    def _step(self, recorded: Recorded) -> tuple[Trace, ...]:
+        request: str = cast("RequestEvent", recorded.event).request
+        now, finals = step(self._open.get(request), recorded)
+        if now is not None:
+            self._open[request] = now
+        else:
+            self._open.pop(request, None)
+        return finals
 
     def recent(self, limit: int = 50, **filters: Unpack[Filters]) -> list[Trace]:
-        """Return the newest rows that match, newest first (see `recent`). Blocks on I/O; any thread may ask."""
-        with closing(connect_anywhere(self._path)) as connection:
-            return recent(connection, limit, **filters)
+        """Return the newest rows that match, newest first (see `recent`). Blocks on I/O; any thread may ask.
+
+        Raises `StoreUnavailable` when they cannot be read.
+        """
+        try:
+            with closing(connect_anywhere(self._path)) as connection:
+                return recent(connection, limit, **filters)
+        except (driver.Error, OSError) as error:
+            raise StoreUnavailable(f"{NAME} cannot be read: {error}") from error
 
 
 def recent(connection: Connection, limit: int = 50, **filters: Unpack[Filters]) -> list[Trace]:
@@ -156,14 +211,15 @@ def stored(connection: Connection) -> Iterator[Row]:
 def to_row(trace: Trace) -> Row:
     """Return a trace as the values of its columns."""
     row = list(astuple(trace))
-    for column in _JSON:
-        at = _INDEX[column]
-        row[at] = msgspec.json.encode(row[at]).decode() if row[at] else None
-    row[_INDEX["fallback_used"]] = int(trace.fallback_used)
+    for at in _JSON_AT:
+        row[at] = _encode(row[at]).decode() if row[at] else None
+    row[_FALLBACK_AT] = int(trace.fallback_used)
     return tuple(row)
 
 
-_INDEX = {column: at for at, column in enumerate(_COLUMNS)}
+_encode = msgspec.json.Encoder().encode
+_JSON_AT = [_COLUMNS.index(column) for column in _JSON]
+_FALLBACK_AT = _COLUMNS.index("fallback_used")
 
 
 def _from_row(row: Row) -> Trace:
@@ -179,15 +235,9 @@ def _fetched(cursor: Cursor) -> Iterator[Row]:
 
 
 def _insert(cursor: Cursor, rows: list[Row]) -> None:
-    for first in range(0, len(rows), ROWS_MAX):
-        chunk = rows[first : first + ROWS_MAX]
-        sql = f"INSERT INTO {NAME} ({_LIST}) VALUES {', '.join([_ONE_ROW] * len(chunk))}"
-        cursor.execute(sql, [value for row in chunk for value in row])
-
-
-def _check_in(cursor: Cursor, state: Traces) -> None:
-    cursor.execute(
-        "INSERT INTO checkpoints (projection, version, position, low) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (projection, version) DO UPDATE SET position = excluded.position, low = excluded.low",
-        (NAME, VERSION, state.seq, state.low),
-    )
+    first, left = 0, len(rows)
+    while left:
+        power = min(left.bit_length() - 1, ROWS_MAX.bit_length() - 1)
+        chunk = rows[first : first + (1 << power)]
+        cursor.execute(_STATEMENTS[power], [_NULL if value is None else value for row in chunk for value in row])
+        first, left = first + len(chunk), left - len(chunk)

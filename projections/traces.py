@@ -6,7 +6,7 @@ or was abandoned; a failed attempt is `retried` only if another attempt followed
 row alone, so that `SUM(retry_count)` is their number; the address of the client is filled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -86,9 +86,14 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     estimated_tokens: int | None
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """How far the newest attempt of an open request has come."""
+class Open(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What is known of a request that has no ending yet, and how far its newest attempt has come."""
 
+    seq: int
+    """Position of its first event."""
+    received: RequestReceived
+    excluded: tuple[str, ...] = ()
+    retries: int = 0
     chosen: RouteChosen | None = None
     node: str = ""
     model: str = ""
@@ -96,17 +101,6 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     first_token_at: int | None = None
     failed: RequestAttemptFailed | None = None
     failed_at: int = 0
-
-
-class Open(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What is known of a request that has no ending yet."""
-
-    seq: int
-    """Position of its first event."""
-    received: RequestReceived
-    attempt: Attempt = Attempt()
-    excluded: tuple[str, ...] = ()
-    retries: int = 0
 
 
 class Traces(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -118,64 +112,80 @@ class Traces(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def low(self) -> int:
         """Position from which the log must be read to come to this state again."""
-        return min((request.seq for request in self.open.values()), default=self.seq + 1)
+        return low(self.open, self.seq)
+
+
+def low(still_open: Mapping[str, Open], seq: int) -> int:
+    """Return the position from which the log must be read to find these requests open again at `seq`."""
+    return min((request.seq for request in still_open.values()), default=seq + 1)
 
 
 def fold(traces: Traces, recorded: Recorded) -> tuple[Traces, tuple[Trace, ...]]:
     """Fold one event: the new state, and the rows that are now final."""
     event = recorded.event
-    if isinstance(event, RequestReceived):
-        opened = Open(seq=recorded.seq, received=event)
-        return Traces(seq=recorded.seq, open=traces.open.set(event.request, opened)), ()
-    step = _STEPS.get(type(event))
-    if step is None or not isinstance(event, RequestEvent):
+    if not isinstance(event, RequestEvent) or event.__class__ not in FOLDED:
         return Traces(seq=recorded.seq, open=traces.open), ()
     was = traces.open.get(event.request)
-    if was is None:  # its beginning is not in this log, or it has ended already: never two endings for one request
-        return Traces(seq=recorded.seq, open=traces.open), ()
-    now, rows = step(was, event, recorded.at)
-    open_now = traces.open.delete(event.request) if now is None else traces.open.set(event.request, now)
+    now, rows = step(was, recorded)
+    if now is not None:
+        return Traces(seq=recorded.seq, open=traces.open.set(event.request, now)), rows
+    open_now = traces.open if was is None else traces.open.delete(event.request)
     return Traces(seq=recorded.seq, open=open_now), rows
+
+
+def step(was: Open | None, recorded: Recorded) -> tuple[Open | None, tuple[Trace, ...]]:
+    """Take one event of a request, one of `FOLDED`: what is known of it now, None if it is not open, and its rows."""
+    event = recorded.event
+    if isinstance(event, RequestReceived):
+        return Open(seq=recorded.seq, received=event), ()
+    if was is None:  # its beginning is not in this log, or it has ended already: never two endings for one request
+        return None, ()
+    return _STEPS[event.__class__](was, event, recorded.at)
 
 
 def _chosen(was: Open, event: RouteChosen, _at: int) -> tuple[Open, tuple[Trace, ...]]:
     if event.node is None:
         return replace(was, excluded=event.excluded), ()
     now, rows = _next_attempt(was)
-    attempt = Attempt(chosen=event, node=event.node, model=event.model)
-    return replace(now, attempt=attempt, excluded=event.excluded), rows
+    attempt = Open(
+        seq=now.seq,
+        received=now.received,
+        excluded=event.excluded,
+        retries=now.retries,
+        chosen=event,
+        node=event.node,
+        model=event.model,
+    )
+    return attempt, rows
 
 
 def _enqueued(was: Open, event: RequestEnqueued, _at: int) -> tuple[Open, tuple[Trace, ...]]:
     now, rows = _next_attempt(was)
-    return replace(now, attempt=replace(now.attempt, node=event.node, model=event.model)), rows
+    return replace(now, node=event.node, model=event.model), rows
 
 
 def _dispatched(was: Open, event: RequestDispatched, at: int) -> tuple[Open, tuple[Trace, ...]]:
     now, rows = _next_attempt(was)
-    attempt = replace(now.attempt, node=event.node, model=event.model, dispatched_at=at)
-    return replace(now, attempt=attempt), rows
+    return replace(now, node=event.node, model=event.model, dispatched_at=at), rows
 
 
 def _first_token(was: Open, _event: RequestFirstToken, at: int) -> tuple[Open, tuple[Trace, ...]]:
-    return replace(was, attempt=replace(was.attempt, first_token_at=at)), ()
+    return replace(was, first_token_at=at), ()
 
 
 def _attempt_failed(was: Open, event: RequestAttemptFailed, at: int) -> tuple[Open, tuple[Trace, ...]]:
     now, rows = _next_attempt(was)
-    attempt = replace(now.attempt, node=event.node, model=event.model, failed=event, failed_at=at)
-    return replace(now, attempt=attempt), rows
+    return replace(now, node=event.node, model=event.model, failed=event, failed_at=at), rows
 
 
 def _finished(was: Open, event: RequestFinished, at: int) -> tuple[None, tuple[Trace, ...]]:
-    failed = was.attempt.failed
-    why = event.error or (_failure(failed) if failed else "") or _WHY.get(event.outcome)
+    why = event.error or (_failure(was.failed) if was.failed else "") or _WHY.get(event.outcome)
     row = _row(
         was,
         _STATUS[event.outcome],
         at,
-        node=event.node or was.attempt.node,
-        model=event.model or was.attempt.model,
+        node=event.node or was.node,
+        model=event.model or was.model,
         error=None if event.outcome in ("completed", "no_output") else why,
         finished=event,
     )
@@ -197,11 +207,11 @@ FOLDED = (RequestReceived, *_STEPS)
 
 def _next_attempt(was: Open) -> tuple[Open, tuple[Trace, ...]]:
     """Close a failed attempt, now that it is known that another one follows."""
-    failed = was.attempt.failed
+    failed = was.failed
     if failed is None:
         return was, ()
-    row = _row(was, "retried", was.attempt.failed_at, node=failed.node, model=failed.model, error=_failure(failed))
-    return replace(was, attempt=Attempt(), retries=was.retries + 1), (row,)
+    row = _row(was, "retried", was.failed_at, node=failed.node, model=failed.model, error=_failure(failed))
+    return Open(seq=was.seq, received=was.received, excluded=was.excluded, retries=was.retries + 1), (row,)
 
 
 def _row(
@@ -214,19 +224,18 @@ def _row(
     error: str | None,
     finished: RequestFinished | None = None,
 ) -> Trace:
-    asked, attempt = was.received, was.attempt
+    asked = was.received
     model = model or asked.model
-    dispatched_at, first_token_at = attempt.dispatched_at, attempt.first_token_at
     return Trace(
         request_id=asked.request,
         model=model,
         original_model=asked.model,
         node_id=node,
-        score=attempt.chosen.score if attempt.chosen else None,
-        scores_breakdown=_breakdown(attempt.chosen) if attempt.chosen else {},
+        score=was.chosen.score if was.chosen else None,
+        scores_breakdown=_breakdown(was.chosen) if was.chosen else {},
         status=status,
-        latency_ms=_between_ms(dispatched_at, at),
-        time_to_first_token_ms=_between_ms(dispatched_at, first_token_at),
+        latency_ms=_between_ms(was.dispatched_at, at),
+        time_to_first_token_ms=_between_ms(was.dispatched_at, was.first_token_at),
         prompt_tokens=finished.prompt_tokens if finished else None,
         completion_tokens=finished.completion_tokens if finished else None,
         retry_count=was.retries if finished else 0,
@@ -247,8 +256,13 @@ def _between_ms(start: int | None, end: int | None) -> float | None:
 
 
 def _breakdown(chosen: RouteChosen) -> dict[str, float]:
-    points = next((one.points for one in chosen.candidates if one.node == chosen.node), ())
-    return {**dict(zip(chosen.signals, points, strict=False)), "total": chosen.score}
+    breakdown: dict[str, float] = {}
+    for candidate in chosen.candidates:
+        if candidate.node == chosen.node:
+            breakdown = dict(zip(chosen.signals, candidate.points, strict=False))
+            break
+    breakdown["total"] = chosen.score
+    return breakdown
 
 
 def _failure(failed: RequestAttemptFailed) -> str:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from events.sqlite import database
+
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
@@ -25,11 +27,12 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def take_over(connection: "Connection", name: str) -> Claim:
-    """Fence former writers and return where to go on, in one transaction."""
+    """Fence former writers and return where to go on, in one transaction. Raises `StoreDamaged`."""
     cursor = connection.cursor()
     cursor.execute("BEGIN IMMEDIATE")
     try:
-        head, epoch = cursor.execute("SELECT position, epoch FROM log_head WHERE id = 1").fetchone()
+        found = cursor.execute("SELECT position, epoch FROM log_head WHERE id = 1").fetchone()
+        head, epoch = database.head_of(found)
         # While a writer is at work its count stands in log_head alone, so that a commit touches one row less.
         cursor.execute(
             "UPDATE writers SET writer_seq = log_head.writer_seq FROM log_head WHERE writers.id = log_head.writer"

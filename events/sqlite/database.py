@@ -1,13 +1,15 @@
 """Opening a file decides what may happen to it later: whose it is, who may write it, and how safely."""
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from events import migrations
 from events.sqlite import driver
-from events.store import ForeignDatabase, StoreUnavailable
+from events.store import ForeignDatabase, StoreDamaged, StoreUnavailable
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -22,6 +24,58 @@ _WAL_KEEP_BYTES = 64 * 1024 * 1024
 
 #: Tables without which a database is not one of our logs.
 _OURS = {"alembic_version", "events", "telemetry", "log_head"}
+
+#: Tables that hold nothing that is not in the others.
+_DERIVED = ("checkpoints", "snapshots", "request_traces")
+
+_DAMAGED = "Restore it from a backup, or move it away (with its -wal file) to begin a new log."
+
+
+class Pin:
+    """Holds the name of a database that is being written to the file that it meant when it was opened.
+
+    SQLite goes by names. A connection that is opened after the file was replaced takes the lock table of the old one
+    for its own and cuts it back under those who have it mapped (the process dies of a bus error), or it reads another
+    log; and commits to a file that has lost its name succeed, and are gone at the next start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Pin the database and, where there is one, its write-ahead log. Raises OSError where there is no file."""
+        self._place = _place(path)
+        self._found = {
+            name: identity
+            for name in (self._place, f"{self._place}-wal")
+            if (identity := _identity(name)) is not None or name == self._place
+        }
+        _pins[self._place] = self
+
+    def check(self) -> None:
+        """Raise OSError unless the files are still those that were pinned."""
+        for name, identity in self._found.items():
+            now = _identity(name)
+            if now != identity:
+                what = "removed" if now is None else "replaced"
+                raise OSError(f"{name} was {what} while the router runs: restart it")
+
+    def release(self) -> None:
+        """Let the name mean what it will."""
+        if _pins.get(self._place) is self:
+            del _pins[self._place]
+
+
+_pins: dict[str, Pin] = {}
+
+
+def _place(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - asked at each commit, and a tenth of what `Path.resolve` takes
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(name)  # noqa: PTH116 - as above
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def connect_writer(path: Path, durability: Durability) -> "Connection":
@@ -38,7 +92,7 @@ def connect_writer(path: Path, durability: Durability) -> "Connection":
 
 
 def connect_reader(path: Path) -> "Connection":
-    """Return a connection that can neither write nor checkpoint."""
+    """Return a connection that can neither write nor checkpoint. Raises `driver.Error`, and OSError as `Pin.check`."""
     connection = _connect(path, "ro")
     connection.execute("PRAGMA query_only=ON")
     return connection
@@ -71,7 +125,7 @@ def connect_archive(path: Path) -> "Connection":
 def prepare(path: Path, scripts: Path | None) -> None:
     """Make sure that the file is a log with the newest schema: create it, migrate it, or refuse it untouched.
 
-    Raises `ForeignDatabase` and `StoreUnavailable`.
+    Raises `ForeignDatabase`, `StoreDamaged` and `StoreUnavailable`.
     """
     scripts = scripts or migrations.scripts_home()
     known = migrations.revisions(scripts)
@@ -80,10 +134,15 @@ def prepare(path: Path, scripts: Path | None) -> None:
         raise StoreUnavailable(f"a later release of Herd made {path} (revision {found}): install that one")
     if found != known[-1]:
         _migrate(path, scripts, new=found is None)
+    else:
+        _complete(path, scripts)
 
 
 def revision(path: Path, connect: Callable[[Path], "Connection"] = connect_reader) -> str | None:
-    """Return the schema revision of a log, None where there is no file or an empty one. Raises `ForeignDatabase`."""
+    """Return the schema revision of a log, None where there is no file or an empty one.
+
+    Raises `ForeignDatabase` and `StoreDamaged`.
+    """
     try:
         if path.stat().st_size == 0:
             return None
@@ -91,7 +150,7 @@ def revision(path: Path, connect: Callable[[Path], "Connection"] = connect_reade
         return None
     try:
         with closing(connect(path)) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            tables = _schema(connection)
             if not tables:
                 return None
             if not tables >= _OURS:
@@ -99,8 +158,10 @@ def revision(path: Path, connect: Callable[[Path], "Connection"] = connect_reade
                     f"{path} is the database of another program (it has the tables {', '.join(sorted(tables)[:6])}). "
                     "It was left as it is: move it away, or choose another data directory, and import it afterwards."
                 )
-            (found,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            return found
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            if found is None:
+                raise StoreDamaged(f"{path} does not say its revision (the table alembic_version is empty). {_DAMAGED}")
+            return found[0]
     except driver.Error as error:
         if driver.is_machine_trouble(error) and "not a database" not in str(error):
             raise
@@ -108,6 +169,9 @@ def revision(path: Path, connect: Callable[[Path], "Connection"] = connect_reade
 
 
 def _connect(path: Path, mode: str) -> "Connection":
+    pin = _pins.get(_place(path))
+    if pin is not None:
+        pin.check()
     # Never "rwc": a file that vanished while we ran must not come back empty.
     return driver.connect(
         f"{path.resolve().as_uri()}?mode={mode}",
@@ -122,6 +186,7 @@ def _connect(path: Path, mode: str) -> "Connection":
 def _migrate(path: Path, scripts: Path, *, new: bool) -> None:
     # SQLAlchemy takes longer to import than a start takes, and most starts have nothing to migrate.
     import sqlalchemy as sa  # noqa: PLC0415
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
     try:
         path.touch()
@@ -138,9 +203,36 @@ def _migrate(path: Path, scripts: Path, *, new: bool) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             migrations.upgrade(connection, scripts)
             connection.commit()
+    except DBAPIError as error:
+        raise (error.orig or error) from error  # in the driver's words, as every other trouble with the file
     finally:
         engine.dispose()
         raw.close()
+
+
+def _complete(path: Path, scripts: Path) -> None:
+    """Make again what was dropped and can be filled from the log: the views, what is noted about them, and indexes."""
+    with closing(connect_reader(path)) as connection:
+        present = _schema(connection)
+    lacking = [name for name in _DERIVED if name not in present]
+    if not lacking:
+        return
+    with TemporaryDirectory() as directory:
+        model = Path(directory) / "model.db"
+        _migrate(model, scripts, new=True)
+        with closing(connect_reader(model)) as connection:
+            wanted = connection.execute("SELECT tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    with closing(_connect(path, "rw")) as connection, connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for table, sql in wanted:
+            if table in lacking:
+                connection.execute(sql)
+        if "checkpoints" not in lacking:
+            connection.executemany("DELETE FROM checkpoints WHERE projection = ?", [(name,) for name in lacking])
+
+
+def _schema(connection: "Connection") -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def holder(path: Path) -> int:
@@ -149,5 +241,12 @@ def holder(path: Path) -> int:
         with closing(connect_reader(path)) as connection:
             (pid,) = connection.execute("SELECT pid FROM log_head WHERE id = 1").fetchone()
             return pid
-    except (driver.Error, TypeError):
+    except (driver.Error, OSError, TypeError):
         return 0
+
+
+def head_of(row: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the row of `log_head`. Raises `StoreDamaged` where there is none."""
+    if row is None:
+        raise StoreDamaged(f"the log does not say where it ends (the table log_head is empty). {_DAMAGED}")
+    return row

@@ -38,8 +38,7 @@ class Reader:
     def head(self) -> int:
         """Position of the last stored event; 0 in an empty log."""
         with self._borrowed() as connection:
-            (position,) = connection.execute("SELECT position FROM log_head WHERE id = 1").fetchone()
-            return position
+            return database.head_of(connection.execute("SELECT position FROM log_head WHERE id = 1").fetchone())[0]
 
     def read(
         self,
@@ -146,7 +145,7 @@ class Reader:
         except IndexError:
             try:
                 connection = self._connect()
-            except driver.Error as error:
+            except (driver.Error, OSError) as error:
                 raise StoreUnavailable(f"the log cannot be read: {error}") from error
         sound = False
         try:

@@ -59,33 +59,36 @@ class Inserter:
         readings: list[Any] = []
         done: list[Recorded] = []
         lost: dict[int, str] = {}
+        encode, classes = self._codec.encode, self._classes
+        cause, packed_cause = None, _NOTHING
         for recorded in batch:
             try:
-                codec, payload = self._codec.encode(recorded.event)
+                codec, payload = encode(recorded.event)
             except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
                 statement = unwritable(recorded.event, recorded.at, error)
                 lost[recorded.seq] = statement.why
                 recorded = msgspec.structs.replace(recorded, event=statement, schema=statement.schema)
-                codec, payload = self._codec.encode(recorded.event)
+                codec, payload = encode(recorded.event)
             event = recorded.event
-            type_id, telemetry = self._classes.get(event.__class__) or self._learn(event.__class__)
-            given = recorded.seq in explicit
-            row = (
-                recorded.seq,
-                key(recorded.id) if given else bytearray.fromhex(recorded.id),
-                recorded.at,
-                type_id,
-                recorded.schema,
-                recorded.writer_seq,
-                event.stream,
-                key(recorded.cause) if recorded.cause else _NOTHING,
-                codec,
-                payload,
+            type_id, telemetry = classes.get(event.__class__) or self._learn(event.__class__)
+            given = bool(explicit) and recorded.seq in explicit
+            if recorded.cause != cause:  # mostly that of the event before
+                cause = recorded.cause
+                packed_cause = key(cause) if cause else _NOTHING
+            (readings if telemetry and not given else rows).extend(
+                (
+                    recorded.seq,
+                    key(recorded.id) if given else bytearray.fromhex(recorded.id),
+                    recorded.at,
+                    type_id,
+                    recorded.schema,
+                    recorded.writer_seq,
+                    event.stream,
+                    packed_cause,
+                    codec,
+                    payload,
+                )
             )
-            if telemetry and not given:
-                readings += row
-            else:
-                rows += row
             done.append(recorded)
         return Prepared(batch=done, events=rows, telemetry=readings, lost=lost)
 

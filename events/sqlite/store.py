@@ -23,7 +23,7 @@ from events.ids import Ids
 from events.recorded import Recorded
 from events.sqlite import database, driver
 from events.sqlite.claim import Claim, take_over
-from events.sqlite.database import Durability
+from events.sqlite.database import Durability, Pin
 from events.sqlite.reader import Reader
 from events.sqlite.rows import Inserter
 from events.sqlite.writer import FAREWELL_S, Writer
@@ -70,6 +70,7 @@ class SQLiteStore:
         reader: Reader,
         lock: FileLock,
         *,
+        pin: Pin,
         clock: Clock,
         queue_max: int,
     ) -> None:
@@ -78,6 +79,7 @@ class SQLiteStore:
         self._writer = writer
         self._reader = reader
         self._lock = lock
+        self._pin = pin
         self._ids = Ids()
         self._queue = self._writer.queue
         self._seq = claim.head
@@ -98,6 +100,7 @@ class SQLiteStore:
         self._lost = 0
         self._lost_since: int | None = None
         self._closed = False
+        self._replaced = asyncio.Event()
 
     @classmethod
     def open(
@@ -118,7 +121,8 @@ class SQLiteStore:
 
         Blocks. `scripts` is where the migrations are, by default those of this installation; `farewell_s` is how long
         closing keeps trying while the disk fails. Raises `StoreInUse` while another router has the log,
-        `ForeignDatabase` for a file that is not ours, `StoreUnavailable` for one that cannot be written.
+        `ForeignDatabase` for a file that is not ours, `StoreDamaged` for one that lacks what it cannot do
+        without, `StoreUnavailable` for one that cannot be written.
         """
         path = Path(path)
         lock = FileLock(f"{path}.lock", blocking=False, thread_local=False)
@@ -131,6 +135,8 @@ class SQLiteStore:
             connection = connect(path, durability)
             undo.callback(connection.close)
             claim = take_over(connection, writer)
+            pin = database.Pin(path)  # now that it has a write-ahead log
+            undo.callback(pin.release)
             behind_ns = claim.at - clock.now()
             clock = ShiftedClock(clock, by_ns=behind_ns) if behind_ns > 0 else clock
             reader = Reader(lambda: database.connect_reader(path), codec)
@@ -140,11 +146,12 @@ class SQLiteStore:
                 Inserter(codec, claim.writer, claim.types),
                 projections,
                 clock,
+                check=pin.check,
                 epoch=claim.epoch,
                 durable=claim.head,
                 farewell_s=farewell_s,
             )
-            store = cls(writer, claim, thread, reader, lock, clock=clock, queue_max=queue_max)
+            store = cls(writer, claim, thread, reader, lock, pin=pin, clock=clock, queue_max=queue_max)
             thread.start(reader.read, store._progressed)
             undo.pop_all()
             return store
@@ -226,7 +233,7 @@ class SQLiteStore:
         return group
 
     async def flushed(self, seq: int) -> None:
-        """Return when the event at `seq` and all before it that were not lost are durable.
+        """Return when the event at `seq` and all before it that were not lost are durable and the views show it.
 
         Raises `StoreUnavailable` if writing fails: the event may still be stored later, unless it was lost.
         """
@@ -234,7 +241,7 @@ class SQLiteStore:
             raise StoreUnavailable(f"the event log is full and this event is lost: {self._loss.why}")
         if seq in self._losses:
             raise StoreUnavailable(f"the event log was full and this event is lost: {self._losses[seq]}")
-        if seq > self._writer.durable:
+        if seq > self._writer.settled:
             await self._stored(seq)
         if seq in self._writer.unwritable:
             raise StoreUnavailable(f"this event is lost: {self._writer.unwritable[seq]}")
@@ -250,9 +257,15 @@ class SQLiteStore:
         self._flushes.append((seq, future))
         writer.awaited = max(writer.awaited, seq)
         writer.signal()
-        if writer.durable >= seq or writer.failing_since is not None:
+        if writer.settled >= seq or writer.failing_since is not None:
             self._settle()
         await future
+
+    async def replaced(self) -> None:
+        """Return when another router has taken the log over: from then on nothing that is appended here is stored."""
+        self._loop = asyncio.get_running_loop()
+        if not self._writer.fenced:
+            await self._replaced.wait()
 
     def read(
         self,
@@ -303,6 +316,7 @@ class SQLiteStore:
         await asyncio.to_thread(self._writer.stop)
         self._settle()
         self._arrivals.announce()
+        self._pin.release()
         self._lock.release()
         left = self._seq - self._writer.durable
         if left:
@@ -403,20 +417,22 @@ class SQLiteStore:
 
     def _progressed(self) -> None:
         """Called on the writer's thread after each batch and each failure."""
-        if self._loop is not None and (self._flushes or self._loss is not None):
+        if self._loop is not None and (self._flushes or self._loss is not None or self._writer.fenced):
             with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
                 self._loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:
-        """Answer those who await durability, and end a loss that has found room."""
+        """Answer those who await durability or the end, and end a loss that has found room."""
+        if self._writer.fenced:
+            self._replaced.set()
         if self._loss is not None and self._has_room(0, self._queue_max):
             self._end_loss()
-        durable, failing = self._writer.durable, self._writer.failing_since is not None or self._closed
+        settled, failing = self._writer.settled, self._writer.failing_since is not None or self._closed
         waiting: list[tuple[int, asyncio.Future[None]]] = []
         for seq, future in self._flushes:
             if future.done():
                 continue
-            if seq <= durable:
+            if seq <= settled:
                 future.set_result(None)
             elif failing:
                 future.set_exception(self._trouble("the event is not stored"))
@@ -453,4 +469,4 @@ def _translated(path: Path) -> Generator[None]:
             raise StoreUnavailable(message) from error
         raise StoreUnavailable(f"cannot open the event log {path}: {error}") from error
     except OSError as error:
-        raise StoreUnavailable(f"cannot write {error.filename or path}: {error.strerror}") from error
+        raise StoreUnavailable(f"cannot write {error.filename or path}: {error.strerror or error}") from error

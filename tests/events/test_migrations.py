@@ -142,6 +142,13 @@ async def test_a_migration_that_fails_leaves_the_log_as_it_was(tmp_path: Path) -
     await again.close()
 
 
+def test_a_migration_that_the_disk_refuses_is_told_in_the_words_of_a_store(tmp_path: Path) -> None:
+    path, scripts = tmp_path / "log.db", older_scripts(tmp_path)
+    add_script(scripts, "op.execute('INSERT INTO nowhere VALUES (1)')")  # the driver raises no other class for a disk
+    with pytest.raises(StoreUnavailable, match=r"cannot open the event log .*log.db: no such table: nowhere"):
+        SQLiteStore.open(path, clock=ManualClock(), writer="w", scripts=scripts)
+
+
 def test_a_log_of_a_later_release_is_not_touched(tmp_path: Path) -> None:
     path = new_log(tmp_path / "log.db")
     with closing(driver.connect(str(path), isolation_level=None)) as connection:

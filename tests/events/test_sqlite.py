@@ -21,16 +21,20 @@ from events.sqlite.rows import ROWS_MAX
 from events.sqlite.writer import SNAPSHOTS_KEPT
 from events.store import (
     ForeignDatabase,
+    Read,
     StoreClosed,
+    StoreDamaged,
     StoreError,
     StoreInUse,
     StoreUnavailable,
     UnknownEvent,
 )
 from events.types import Event, LogInterrupted, NodeReported, RequestDispatched, RequestFinished, RouterStarted
+from projections.tables import TraceTable
 from tests.events.databases import new_log
 from tests.events.test_codec import UPCASTS, Renamed
 from tests.events.test_store_contract import MIXED, dispatched, reported
+from tests.given import given, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -183,6 +187,27 @@ async def test_a_router_that_was_replaced_stops_writing(path: Path) -> None:
         assert (await append(store, dispatched()))[0].seq == 2
 
 
+@pytest.mark.parametrize("asked_first", [True, False])
+async def test_whoever_runs_a_router_that_was_replaced_is_told(path: Path, asked_first: bool) -> None:
+    store = SQLiteStore.open(path, clock=ManualClock(), writer="old")
+    telling = asyncio.create_task(store.replaced())
+    if not asked_first:
+        telling.cancel()
+    await asyncio.sleep(0)
+    with edited(path) as connection:
+        connection.execute("UPDATE log_head SET epoch = epoch + 1")
+    store.append(dispatched())
+    async with asyncio.timeout(5):
+        if asked_first:
+            await telling
+        else:
+            with pytest.raises(StoreInUse):
+                await store.flushed(store.state.head)
+            await store.replaced()
+    with pytest.raises(StoreInUse):
+        await store.close()
+
+
 async def test_a_clock_that_was_set_back_goes_on_from_the_last_event_at_its_own_pace(path: Path) -> None:
     async with opened(path) as store:
         (last,) = await append(store, dispatched())
@@ -236,6 +261,39 @@ def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(ForeignDatabase, match="not an event log"):
         SQLiteStore.open(path, clock=ManualClock(), writer="w")
     assert digest(path) == before
+
+
+@pytest.mark.parametrize(("table", "said"), [("log_head", "where it ends"), ("alembic_version", "its revision")])
+async def test_a_log_without_what_it_needs_says_what_is_missing(path: Path, table: str, said: str) -> None:
+    async with opened(path) as store:
+        await append(store, dispatched())
+    with edited(path) as connection:
+        connection.execute(f"DELETE FROM {table}")
+    for _ in range(2):  # nothing is put into it
+        with pytest.raises(StoreDamaged, match=rf"{said} \(the table {table} is empty\).*backup"):
+            SQLiteStore.open(path, clock=ManualClock(), writer="test")
+    with pytest.raises(StoreDamaged, match=said), closing(open_readonly(path)) as reader:
+        list(reader.read())
+
+
+@pytest.mark.parametrize("table", ["checkpoints", "snapshots", "request_traces"])
+async def test_a_table_that_can_be_filled_from_the_log_is_made_again(path: Path, table: str) -> None:
+    def schema() -> list[tuple[Any, ...]]:
+        return rows(path, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name")
+
+    def traces() -> list[tuple[Any, ...]]:
+        return rows(path, "SELECT request_id, status FROM request_traces ORDER BY id")
+
+    async with opened(path, projections=[TraceTable(path)]) as store:
+        await append(store, *(recorded.event for recorded in given(served("a", "ash"), served("b", "ash")).log))
+    before, whole = schema(), traces()
+    assert len(whole) == 2
+    with edited(path) as connection:
+        connection.execute(f"DROP TABLE {table}")
+    async with opened(path, projections=[TraceTable(path)]) as store:
+        assert store.state.failure == ""
+    assert schema() == before
+    assert traces() == whole
 
 
 async def test_an_empty_file_becomes_a_log(tmp_path: Path) -> None:
@@ -479,22 +537,27 @@ class Counted:
 
     def __init__(self, poison: Callable[[Recorded], bool] = lambda _: False) -> None:
         self.poison = poison
-        self.batches: list[int] = []
+        self.waiting: list[Recorded] = []
+        self.position = 0
+        self.writes = 0
         self.started_after: list[int] = []
 
-    def start(self, cursor: Any, head: int, read: Callable[[int], Iterator[Recorded]]) -> None:
+    def start(self, cursor: Any, head: int, read: Read) -> None:
         cursor.execute("CREATE TABLE IF NOT EXISTS counted (stream TEXT PRIMARY KEY, events INTEGER)")
         row = cursor.execute("SELECT position FROM checkpoints WHERE projection = 'counted'").fetchone()
-        position = row[0] if row else 0
-        self.started_after.append(position)
-        missed = list(read(position))
-        assert [each.seq for each in missed] == list(range(position + 1, head + 1))
-        if missed:
-            self.apply(cursor, missed)
+        self.position = row[0] if row else 0
+        self.started_after.append(self.position)
+        self.waiting = list(read(self.position))
+        assert [each.seq for each in self.waiting] == list(range(self.position + 1, head + 1))
+        self.write(cursor)
+        self.written()
 
-    def apply(self, cursor: Any, batch: Sequence[Recorded]) -> None:
-        self.batches.append(len(batch))
-        for recorded in batch:
+    def follow(self, batch: Sequence[Recorded]) -> bool:
+        self.waiting += batch
+        return True
+
+    def write(self, cursor: Any) -> None:
+        for recorded in self.waiting:
             if self.poison(recorded):
                 raise KeyError(recorded.stream)
             cursor.execute(
@@ -503,8 +566,13 @@ class Counted:
             )
         cursor.execute(
             "INSERT OR REPLACE INTO checkpoints (projection, version, position) VALUES ('counted', 1, ?)",
-            (batch[-1].seq,),
+            (self.waiting[-1].seq if self.waiting else self.position,),
         )
+
+    def written(self) -> None:
+        self.writes += 1
+        self.position = self.waiting[-1].seq if self.waiting else self.position
+        self.waiting = []
 
 
 COUNTED = "SELECT stream, events FROM counted ORDER BY stream"
@@ -553,6 +621,39 @@ async def test_a_view_sees_the_loss_in_the_place_of_what_could_not_be_written(pa
     async with opened(path, projections=[Counted()]) as store:
         store.append(dispatched("\udc80"))
     assert rows(path, COUNTED) == [("router", 1)]
+
+
+async def unasked(done: Callable[[], bool]) -> None:
+    """Wait for what the store does by itself, without `flushed`, which would hurry it."""
+    async with asyncio.timeout(5):
+        while not done():  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.001)
+
+
+async def test_a_view_that_is_not_awaited_is_written_after_a_moment(path: Path) -> None:
+    async with opened(path, projections=[Counted()]) as store:
+        store.append(dispatched())
+        await unasked(lambda: bool(rows(path, COUNTED)))
+        assert store.state.queued == 0
+
+
+async def test_what_is_stored_but_not_in_the_views_can_be_awaited(path: Path) -> None:
+    async with opened(path, projections=[Counted()]) as store:
+        for count in range(1, 4):
+            recorded = store.append(dispatched())
+            await unasked(lambda: not store.state.queued)
+            await store.flushed(recorded.seq)
+            assert rows(path, COUNTED) == [("request/r1", count)]
+
+
+async def test_a_view_is_not_written_with_each_batch_but_is_whole_in_the_end(path: Path) -> None:
+    view = Counted()
+    async with opened(path, projections=[view]) as store:
+        for _ in range(5):
+            store.append(dispatched())
+            await unasked(lambda: not store.state.queued)
+    assert rows(path, COUNTED) == [("request/r1", 5)]
+    assert view.writes < 5
 
 
 # --- starting -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from events.sqlite import SQLiteStore, database, driver
 from events.sqlite.writer import BATCH_MAX, SNAPSHOT_PATIENCE
 from events.store import StoreUnavailable
 from events.types import Event, LogInterrupted
+from projections.tables import TraceTable
 from tests.events.databases import new_log
 from tests.events.test_store_contract import dispatched, follow, reported
 
@@ -335,6 +336,58 @@ async def test_closing_waits_for_a_disk_that_comes_back(tmp_path: Path, clock: M
     await store.close()
     again = SQLiteStore.open(path, clock=clock, writer="test")
     assert list(again.read()) == [recorded]
+    await again.close()
+
+
+def replace(path: Path) -> None:
+    """Put a copy in the place of a file."""
+    copy = path.with_suffix(".copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("part", ["", "-wal"])
+@pytest.mark.parametrize(("harm", "what"), [(replace, "replaced"), (remove, "removed")])
+async def test_a_file_that_is_no_longer_the_one_that_was_opened_is_noticed(
+    tmp_path: Path, clock: ManualClock, part: str, harm: Callable[[Path], None], what: str
+) -> None:
+    path = new_log(tmp_path / "log.db")
+    store = SQLiteStore.open(path, clock=clock, writer="test", farewell_s=0.1)
+    before = store.append(dispatched())
+    await store.flushed(before.seq)
+    harm(Path(f"{path}{part}"))
+    late = store.append(dispatched())
+    with pytest.raises(StoreUnavailable, match=f"log.db{part} was {what} while the router runs: restart it"):
+        await store.flushed(late.seq)
+    assert store.state.failing_since is not None
+    with pytest.raises(StoreUnavailable, match=f"was {what} while the router runs"):
+        TraceTable(path).recent()
+    store._reader._idle.clear()  # pyright: ignore[reportPrivateUsage]  # what is open reads on from the old file
+    with pytest.raises(StoreUnavailable, match=f"was {what} while the router runs"):
+        list(store.read())
+    with pytest.raises(StoreUnavailable, match="1 events could not be stored"):
+        await store.close()
+
+
+async def test_a_file_that_was_put_back_is_written_again(tmp_path: Path, clock: ManualClock) -> None:
+    path, away = new_log(tmp_path / "log.db"), tmp_path / "away.db"
+    store = SQLiteStore.open(path, clock=clock, writer="test")
+    path.rename(away)
+    recorded = store.append(dispatched())
+    with pytest.raises(StoreUnavailable, match="removed"):
+        await store.flushed(recorded.seq)
+    away.rename(path)
+    await store.close()
+    assert store.state.failing_since is None
+    again = SQLiteStore.open(path, clock=clock, writer="test")  # and once it is closed, the name may mean another file
+    assert list(again.read()) == [recorded]
+    await again.close()
+    replace(path)
+    again = SQLiteStore.open(path, clock=clock, writer="test")
     await again.close()
 
 

@@ -105,7 +105,9 @@ def test_a_view_is_restored_from_its_snapshot_and_the_tail():
     assert len(store.yielded) == 4
 
 
-@pytest.mark.parametrize("state", [b"", b"\x93nonsense", encode(BUSY.view)[:-5]])
+@pytest.mark.parametrize(
+    "state", [b"", b"\x93nonsense", encode(BUSY.view)[:-5], encode(BUSY.view).replace(b"ash", b"a\xff\xff")]
+)
 def test_a_snapshot_that_cannot_be_read_is_only_a_cache(state: bytes):
     store = stored(BUSY)
     store.save_snapshot(VIEW.name, VIEW.version, 7, state)
@@ -162,6 +164,7 @@ def test_a_live_view_that_drifted_is_found_with_the_place_where_it_differs():
     found = verify(BUSY.log, live=live)
     assert not found.ok
     assert {d.where for d in found.differences} == {
+        "fleet.nodes.ash.depth",
         "fleet.nodes.ash.queues.llama3:latest.completed",
         "fleet.nodes.ash.queues.llama3:latest.waiting",
         "fleet.requests.b",

@@ -1,5 +1,7 @@
 """The table that users query by hand, in the database of a real log."""
 
+import asyncio
+import shutil
 import subprocess
 from contextlib import closing
 from pathlib import Path
@@ -8,10 +10,13 @@ from typing import Any
 import pytest
 
 from events.clock import ManualClock
-from events.sqlite import SQLiteStore, driver
+from events.sqlite import SQLiteStore, driver, writer
 from events.sqlite.database import connect_writer, prepare
+from events.store import StoreUnavailable
 from projections import tables
+from projections.runner import verify_file
 from projections.tables import TraceTable, recent, stored, to_row
+from projections.traces import FOLDED
 from tests.given import (
     LLAMA,
     START,
@@ -21,6 +26,7 @@ from tests.given import (
     dispatched,
     finished,
     given,
+    joined,
     later,
     received,
     served,
@@ -186,7 +192,65 @@ async def test_a_new_version_rebuilds_the_table_from_the_log(path: Path, monkeyp
     assert rows(path) == [to_row(trace) for trace in history.traces]
 
 
-def test_a_batch_that_is_rolled_back_and_comes_again_is_written_once(path: Path):
+async def test_rows_that_a_crash_kept_from_the_table_come_at_the_next_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writer, "VIEWS_S", 60.0)
+    history = given(served("a", "ash"), received("b"))
+    copy = path.with_name("copy.db")
+    store = opened(path)
+    for recorded in history.log:
+        store.append(recorded.event, at=recorded.at)
+    async with asyncio.timeout(5):
+        while store.state.queued:  # noqa: ASYNC110 - awaiting it would write the rows
+            await asyncio.sleep(0.001)
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")  # what a kill would leave now
+    await store.close()
+    assert rows(copy) == []
+    assert verify_file(copy).ok
+    again = opened(copy)
+    await again.close()
+    assert rows(copy) == rows(path) == [to_row(trace) for trace in history.traces]
+    assert verify_file(copy).ok
+
+
+async def test_events_that_make_no_rows_are_not_decoded_to_catch_up(path: Path):
+    history = given(joined("ash"), served("a", "ash"))
+    await store_all(path, history)
+    with closing(driver.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM checkpoints")
+        connection.execute("INSERT INTO event_types VALUES (99, 'comet.seen', '9.0.0')")
+        connection.execute("UPDATE events SET type = 99, payload = x'00' WHERE position = 1")
+    assert not isinstance(history.log[0].event, FOLDED)
+    await opened(path).close()
+    assert rows(path) == [to_row(trace) for trace in history.traces]
+
+
+async def test_an_event_of_a_later_release_sets_the_table_aside_and_says_so(
+    path: Path, caplog: pytest.LogCaptureFixture
+):
+    history = given(served("a", "ash"))
+    await store_all(path, history)
+    with closing(driver.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM checkpoints")
+        connection.execute("UPDATE events SET schema = 9 WHERE stream = 'request/a'")
+    store = opened(path)
+    assert "request_traces' is set aside" in store.state.failure
+    assert "a later release of Herd wrote it" in store.state.failure
+    assert "Traceback" not in caplog.text
+    await store.close()
+
+
+@pytest.mark.parametrize("content", [None, b"x" * 9000])
+def test_a_table_that_cannot_be_read_says_so(path: Path, content: bytes | None):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StoreUnavailable, match="request_traces cannot be read"):
+        TraceTable(path).recent()
+
+
+def test_rows_whose_transaction_failed_or_seemed_to_are_written_once(path: Path):
     prepare(path, None)
     history = given(served("a", "ash"), served("b", "ash"))
     log = history.log
@@ -194,12 +258,15 @@ def test_a_batch_that_is_rolled_back_and_comes_again_is_written_once(path: Path)
         cursor = connection.cursor()
         table = TraceTable(path)
         cursor.execute("BEGIN")
-        table.start(cursor, 0, lambda _: iter(()))
+        table.start(cursor, 0, lambda after, types=None: iter(()))
         cursor.execute("COMMIT")
-        for batch, ending in ((log[:6], "COMMIT"), (log[6:], "ROLLBACK"), (log[6:], "COMMIT")):
-            cursor.execute("BEGIN")
-            table.apply(cursor, batch)
-            cursor.execute(ending)
+        for batch in (log[:6], log[6:]):
+            table.follow(batch)
+            for ending in ("ROLLBACK", "COMMIT", "COMMIT"):  # the last as if the one before had seemed to fail
+                cursor.execute("BEGIN")
+                table.write(cursor)
+                cursor.execute(ending)
+            table.written()
         assert list(stored(connection)) == [to_row(trace) for trace in history.traces]
         assert tables.reached(connection) == len(log)
 
