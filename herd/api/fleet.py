@@ -1,7 +1,7 @@
 """The routes that show the fleet: to clients as one Ollama, to its operator as what it is, all from the view."""
 
 import asyncio
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from litestar import HttpMethod, MediaType, get, route
@@ -11,6 +11,7 @@ from herd import __version__
 from herd.api import listing, status
 from herd.api.state import AnyRequest, Shared
 from herd.errors import BadRequest
+from projections.traces import Status
 
 READ = [HttpMethod.GET, HttpMethod.HEAD]
 
@@ -18,6 +19,7 @@ READ = [HttpMethod.GET, HttpMethod.HEAD]
 FRESHNESS_WAIT_S = 1.0
 TRACES_DEFAULT = 50
 TRACES_MAX = 1000
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @route("/", http_method=READ, media_type=MediaType.TEXT)
@@ -95,7 +97,7 @@ async def traces(request: AnyRequest) -> dict[str, Any]:
     found = await asyncio.to_thread(
         shared.traces.recent,
         limit,
-        status=query.get("status"),
+        status=_status(query.get("status")),
         model=query.get("model"),
         node=query.get("node"),
     )
@@ -105,9 +107,19 @@ async def traces(request: AnyRequest) -> dict[str, Any]:
 def _limit(given: str | None) -> int:
     if given is None:
         return TRACES_DEFAULT
-    if not given.isascii() or not given.isdigit() or len(given) > 9:
-        raise BadRequest(f"limit is {given!r}: expected a whole number from 1 to {TRACES_MAX}")
-    return min(max(int(given), 1), TRACES_MAX)
+    limit = int(given) if given.isascii() and given.isdigit() and len(given) <= 9 else 0
+    if limit < 1:
+        raise BadRequest(f"limit must be a whole number from 1 to {TRACES_MAX}, not {given[:50]!r}")
+    return min(limit, TRACES_MAX)  # some ask for more: those are all that we give
+
+
+def _status(given: str | None) -> Status | None:
+    if given is None:
+        return None
+    for known in STATUSES:
+        if known == given:
+            return known
+    raise BadRequest(f"status must be one of {', '.join(STATUSES)}, not {given[:50]!r}")
 
 
 HANDLERS = (root, version, tags, ps, openai_models, fleet_status, fleet_queue, healthz, traces)

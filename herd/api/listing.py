@@ -1,6 +1,7 @@
 """The fleet shows itself as one Ollama: its models on disk and in memory merged by name, answered from the view."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,9 @@ from projections.fleet import Fleet, Node, canonical
 #: What is answered while no Ollama node is known: the level of the native API that our own translation speaks.
 VERSION_SPOKEN = "0.9.0"
 
+#: A version as engines spell it: `0.12.3`, `v0.12.3`, `0.12.3-rc1`. What follows the numbers says nothing that we need.
+VERSION = re.compile(r"v?(?P<numbers>[0-9]{1,6}(\.[0-9]{1,6}){0,3})([-+][0-9A-Za-z.+-]{0,64})?")
+
 #: When a model leaves memory whose engine names no time: never, as Ollama says it of a model with `keep_alive` -1. A
 #: time that is past would show as a model that is just being unloaded.
 FOREVER = "2318-01-01T00:00:00Z"
@@ -19,7 +23,7 @@ FOREVER = "2318-01-01T00:00:00Z"
 def tags(fleet: Fleet) -> dict[str, Any]:
     """Return the body of `GET /api/tags`: each model once, newest first, with the nodes that have it."""
     holders: dict[str, list[tuple[Node, Model]]] = {}
-    for node in reachable(fleet):
+    for node in serving(fleet):
         for name, model in node.models.items():
             holders.setdefault(name, []).append((node, model))
     entries = [_tag(copies) for copies in holders.values()]
@@ -30,7 +34,7 @@ def tags(fleet: Fleet) -> dict[str, Any]:
 def ps(fleet: Fleet) -> dict[str, Any]:
     """Return the body of `GET /api/ps`: each loaded model once, the one that stays longest first."""
     holders: dict[str, list[tuple[Node, Resident]]] = {}
-    for node in reachable(fleet):
+    for node in serving(fleet):
         for name, model in node.loaded.items():
             holders.setdefault(name, []).append((node, model))
     entries = [_loaded(copies) for copies in holders.values()]
@@ -41,7 +45,7 @@ def ps(fleet: Fleet) -> dict[str, Any]:
 def openai_models(fleet: Fleet) -> dict[str, Any]:
     """Return the body of `GET /v1/models`, sorted by id."""
     found: dict[str, int] = {}
-    for node in reachable(fleet):
+    for node in serving(fleet):
         for model in node.models.values():
             shown = display(model.name)
             found[shown] = max(found.get(shown, 0), _unix(model.modified_at, node))
@@ -55,16 +59,23 @@ def openai_models(fleet: Fleet) -> dict[str, Any]:
 
 
 def version(fleet: Fleet) -> str:
-    """Return the lowest Ollama version among live nodes: what every node can do, in dotted whole numbers."""
-    spoken = [
-        node.engine.version for node in reachable(fleet) if node.engine.dialect == "ollama" and node.engine.version
-    ]
-    return min((_plain(version) for version in spoken), key=_ordered, default=VERSION_SPOKEN)
+    """Return the lowest Ollama version among the nodes that serve: what every node can do, in dotted whole numbers.
+
+    Open WebUI reads each part as a whole number, so what is not spelled like a version is not considered.
+    """
+    spoken = [VERSION.fullmatch(node.engine.version) for node in serving(fleet) if node.engine.dialect == "ollama"]
+    numbers = [match["numbers"] for match in spoken if match is not None]
+    return min(numbers, key=_ordered, default=VERSION_SPOKEN)
 
 
-def reachable(fleet: Fleet) -> Iterable[Node]:
-    """Yield the nodes that are not offline."""
-    return (node for node in fleet.nodes.values() if node.status != "offline")
+def serves(node: Node) -> bool:
+    """Tell whether anything answers on a node: one whose engine is down has its models in nobody's reach."""
+    return node.status != "offline" and node.reading.engine_up
+
+
+def serving(fleet: Fleet) -> Iterable[Node]:
+    """Yield the nodes on which an engine answers."""
+    return filter(serves, fleet.nodes.values())
 
 
 def display(name: str) -> str:
@@ -135,7 +146,7 @@ def _modified(model: Model, node: Node) -> str:
 def _unix(modified_at: str, node: Node) -> int:
     try:
         return int(datetime.fromisoformat(modified_at).timestamp())
-    except ValueError:
+    except (ValueError, OverflowError):
         return node.joined_at // 1_000_000_000
 
 
@@ -149,10 +160,5 @@ def _owner(name: str) -> str:
     return parts[-2] if len(parts) > 1 else "library"
 
 
-def _plain(version: str) -> str:
-    """Return the dotted numbers at the beginning of a version; Open WebUI reads each part as a whole number."""
-    return version.removeprefix("v").split("-", 1)[0].split("+", 1)[0]
-
-
-def _ordered(version: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
+def _ordered(numbers: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in numbers.split("."))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from events.types import Model, Resident
+from herd.api.listing import serves, serving
 from projections.fleet import Node, Queue
 from projections.view import View
 
@@ -16,7 +17,7 @@ def fleet_status(view: View, *, now: int) -> dict[str, Any]:
         "fleet": {
             "nodes_total": len(fleet.nodes),
             "nodes_online": sum(node.status == "online" for node in fleet.nodes.values()),
-            "models_loaded": sum(len(node.loaded) for node in fleet.nodes.values() if node.status != "offline"),
+            "models_loaded": sum(len(node.loaded) for node in serving(fleet)),
             "requests_active": sum(node.in_flight for node in fleet.nodes.values()),
             "requests_waiting": sum(node.depth - node.in_flight for node in fleet.nodes.values()),
         },
@@ -107,7 +108,10 @@ def _node(node: Node, *, now: int) -> dict[str, Any]:
         "clock_skew_s": reading.clock_skew_s,
         "cpu": {"cores_physical": node.hardware.cores, "utilization_pct": reading.cpu_pct},
         "ollama": {
-            "models_loaded": [_resident(model, node, name) for name, model in node.loaded.items()],
+            # Whoever is away or whose engine is down may have had models in memory; nobody knows what is there now.
+            "models_loaded": [_resident(model, node, name) for name, model in node.loaded.items()]
+            if serves(node)
+            else [],
             "models_available": [model.name for model in node.models.values()],
             "models_available_sizes": {model.name: _gb(model) for model in node.models.values()},
             "requests_active": node.in_flight,

@@ -1,6 +1,7 @@
 """A machine has several addresses, and which one another machine must use depends on where that one is."""
 
 import ipaddress
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -14,18 +15,27 @@ SOMEWHERE = "10.255.255.255"
 LOOPBACK = "127.0.0.1"
 
 
-def base_url(text: str, setting: str, port_default: int) -> str:
-    """Return `http://host:port` of an address as people write it: `host`, `host:port` or a URL.
+def base_url(text: str, setting: str, port_default: int, *, tls: bool = False) -> str:
+    """Return `http://host:port` of an address as people write it: `host`, `host:port` or a URL, https:// too if `tls`.
 
     An address to listen on (0.0.0.0) becomes the one to connect to. Raises `SettingsError` that names the setting.
     """
+    hint = "Use http://host:port."
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         port = parts.port
     except ValueError as error:
-        raise SettingsError(f"{setting} is {text!r}: {error}", hint="Use http://host:port.") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise SettingsError(f"{setting} is {text!r}, which is no address of a server", hint="Use http://host:port.")
+        raise SettingsError(f"{setting} is {text!r}: {error}", hint=hint) from error
+    if parts.username is not None or parts.password is not None:  # not repeated: it would stand in a log
+        raise SettingsError(f"{setting} holds a user name or a password, which is sent nowhere", hint=hint)
+    if parts.scheme == "https" and not tls:
+        raise SettingsError(f"{setting} is {text!r}, but the router speaks plain http to engines", hint=hint)
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        raise SettingsError(f"{setting} is {text!r}, which is no address of a server", hint=hint)
+    if not text.isascii() or re.search(r"[\s\\]", text):
+        raise SettingsError(
+            f"{setting} is {text!r}: spaces, backslashes and letters beyond ASCII do not work", hint=hint
+        )
     if port is None:
         port = port_default if "://" not in text else {"http": 80, "https": 443}[parts.scheme]
     host = LOOPBACK if parts.hostname in ("0.0.0.0", "::") else parts.hostname

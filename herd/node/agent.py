@@ -33,7 +33,7 @@ BACKOFF_MAX_S = 30.0
 #: How long one look for a router takes, seconds.
 LOOK_S = 10.0
 
-#: How often a draining agent asks whether its work is done, seconds.
+#: How often a draining agent asks whether its work is done, seconds, unless it reports more often anyway.
 DRAIN_POLL_S = 0.5
 
 Find = Callable[[float], Awaitable[str | None]]
@@ -272,7 +272,7 @@ class Agent:
         while self._work and _now_s() < until_s:
             text = f"stopping when {_requests(self._work)} {'is' if self._work == 1 else 'are'} finished"
             self._say("drain", str(self._work), logging.INFO, text)
-            await asyncio.sleep(min(DRAIN_POLL_S, until_s - _now_s()))
+            await asyncio.sleep(min(DRAIN_POLL_S, self._settings.heartbeat_interval, until_s - _now_s()))
             await self._send(beat)  # a failure is no answer: what was known last still counts
         if self._work:
             self._deserted = True

@@ -65,7 +65,9 @@ async def run(settings: NodeSettings) -> bool:
         agent = Agent(settings, choice, client, find, clock=SystemClock(), jitter=chance.random)
         logger.info("herd-node %s is %s", __version__, settings.node_id, extra={"node_id": settings.node_id})
         with stopped_by_signals(agent.stop):
-            return await agent.run()
+            in_good_order = await agent.run()
+    logger.info("stopped")
+    return in_good_order
 
 
 def completed(settings: NodeSettings) -> NodeSettings:
@@ -74,7 +76,9 @@ def completed(settings: NodeSettings) -> NodeSettings:
     if not NODE_ID.fullmatch(name):
         hint = "Use up to 64 letters, digits, dots, dashes and underscores."
         raise SettingsError(f"{name!r} cannot be the name of a node (--node-id, FLEET_NODE_NODE_ID)", hint=hint)
-    router = base_url(settings.router_url, "FLEET_NODE_ROUTER_URL", ROUTER_PORT) if settings.router_url else ""
+    router = settings.router_url
+    if router:
+        router = base_url(router, "FLEET_NODE_ROUTER_URL", ROUTER_PORT, tls=True)  # a proxy before it may speak TLS
     ollama = base_url(settings.ollama_host, "FLEET_NODE_OLLAMA_HOST", OLLAMA_PORT)
     return replace(settings, node_id=name, router_url=router, ollama_host=ollama)
 

@@ -110,6 +110,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"engine": {"dialect": "ollama", "name": "", "url": "ftp://x"}}, "engine.url", "expected http://host:port"),
     ({"ollama_host": "file:///etc/passwd"}, "ollama_host", "expected http://host:port"),
     ({"ollama_host": "http://user:secret@x:1"}, "ollama_host", "expected http://host:port"),
+    ({"ollama_host": "https://gpu.example"}, "ollama_host", "plain http"),
+    ({"ollama_host": "http://ünï.local:1"}, "ollama_host", "ASCII"),
+    ({"ollama_host": "http://127.0.0.1:1/ä"}, "ollama_host", "ASCII"),
+    ({"ollama_host": "http://x:\uff11"}, "ollama_host", "expected http://host:port"),
     ({"ollama_host": "http://x:99999"}, "ollama_host", "expected http://host:port"),
     ({"ollama_host": "http://x:1/a b"}, "ollama_host", "spaces"),
     ({"ollama_host": "http://[::1"}, "ollama_host", "expected http://host:port"),
@@ -123,6 +127,14 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], field: str, expected: s
     assert caught.value.field == field
     assert field in caught.value.message
     assert expected in caught.value.message
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(BadHeartbeat) as caught:
+        parse(body(ollama_host="http://user:secret@x:1"))
+    assert caught.value.field == "ollama_host"
+    assert "password" in caught.value.message
+    assert "secret" not in caught.value.message
 
 
 def test_a_missing_name_is_named() -> None:

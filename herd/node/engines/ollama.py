@@ -341,7 +341,8 @@ def listens_on(environment: Mapping[str, str]) -> int:
     """Return the port that an Ollama with this environment listens on; 0 where its OLLAMA_HOST makes no sense."""
     host = environment.get("OLLAMA_HOST", "").strip().strip("\"'")
     try:
-        return port_of(base_url(f"0.0.0.0{host}" if host.startswith(":") else host or "0.0.0.0", "OLLAMA_HOST", PORT))
+        host = f"0.0.0.0{host}" if host.startswith(":") else host or "0.0.0.0"
+        return port_of(base_url(host, "OLLAMA_HOST", PORT, tls=True))
     except SettingsError:
         return 0
 

@@ -37,6 +37,27 @@ def test_an_address_that_makes_no_sense_is_named(given: str) -> None:
         completed(NodeSettings(node_id="ash", router_url=given))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("https://127.0.0.1:11434", "plain http"),
+        ("http://user:secret@127.0.0.1", "password"),
+        ("http://ünï.local", "ASCII"),
+        ("http://x:0", "no address"),
+        ("x y", "spaces"),
+    ],
+)
+def test_an_engine_that_the_router_could_not_reach_is_refused_at_the_start(given: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as caught:
+        completed(NodeSettings(node_id="ash", ollama_host=given))
+    assert "FLEET_NODE_OLLAMA_HOST" in caught.value.message
+    assert "secret" not in caught.value.message
+
+
+def test_a_router_behind_a_proxy_that_speaks_tls_can_be_named() -> None:
+    assert completed(NodeSettings(router_url="https://herd.example")).router_url == "https://herd.example:443"
+
+
 @pytest.mark.parametrize("name", ["a:b", "a b", "a" * 65, "ä"])
 def test_a_name_that_the_router_would_refuse_is_refused_here(name: str) -> None:
     with pytest.raises(SettingsError, match="--node-id"):
