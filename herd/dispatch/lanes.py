@@ -4,9 +4,9 @@ The truth about who runs where is the fleet view; a lane adds only the callers t
 by a lost count, and a restart leaves nothing to repair.
 """
 
-import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,25 +21,23 @@ from events.types import (
     RequestDispatched,
     RequestEnqueued,
     RequestFinished,
-    RouteChosen,
 )
 from herd.core import Core
-from herd.dispatch.relay import Relay
 from herd.errors import QueueFull
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 #: What a waiting request learns: its turn has come, or its node is gone and it must ask again.
-Call = Literal["go", "ask again"]
+Turn = Literal["go", "ask again"]
+
+#: How it learns it; False when nobody waits any more.
+Call = Callable[[Turn], bool]
 
 
 class Waiter(msgspec.Struct, eq=False):
-    """A request in a line, and the future that calls it."""
+    """A request in a line, and how it is called."""
 
-    enqueued: RequestEnqueued
-    relay: Relay
-    call: asyncio.Future[Call]
+    dispatched: RequestDispatched
+    """What its turn will be recorded as."""
+    call: Call
     cause: str
 
 
@@ -60,34 +58,40 @@ class Lanes:
             NodeDrainRequested: self._gone,
             NodeLeft: self._gone,
         }
-        core.watch(self._react)
+        core.watch(self._react, *self._reactions)
 
-    def enter(self, chosen: RouteChosen, relay: Relay, cause: str) -> Waiter | None:
-        """Take a slot on the chosen node now and return None, or join the line and return the place in it.
+    def start(self, dispatched: RequestDispatched, cause: str) -> bool:
+        """Take a slot now and record it, if one is free and nobody waits for it. `cause` is the id of the decision."""
+        node, model = dispatched.node, dispatched.model
+        if self._lanes.get((node, model)) or not self._has_room(node, model):
+            return False
+        self._core.record(dispatched, cause=cause)
+        return True
 
-        Raises `QueueFull` when as many requests wait as may. `cause` is the id of the decision.
+    def wait(self, dispatched: RequestDispatched, call: Call, cause: str) -> Waiter:
+        """Join the line for a slot and return the place in it; whoever is called with `go` has one, recorded.
+
+        Raises `QueueFull` when as many requests wait as may.
         """
-        node, model = chosen.node, chosen.model
-        assert node is not None
-        lane = self._lanes.get((node, model))
-        if not lane and self._has_room(node, model):
-            self._dispatch(chosen.request, chosen.attempt, node, model, relay=relay, cause=cause)
-            return None
         if self.waiting >= self._waiting_max:
             raise QueueFull
-        lane = self._lanes.setdefault((node, model), deque())
-        enqueued = RequestEnqueued(
-            request=chosen.request, attempt=chosen.attempt, node=node, model=model, ahead=len(lane)
+        lane = self._lanes.setdefault((dispatched.node, dispatched.model), deque())
+        place = RequestEnqueued(
+            request=dispatched.request,
+            attempt=dispatched.attempt,
+            node=dispatched.node,
+            model=dispatched.model,
+            ahead=len(lane),
         )
-        waiter = Waiter(enqueued, relay, asyncio.get_running_loop().create_future(), cause)
+        waiter = Waiter(dispatched, call, cause)
         lane.append(waiter)
         self.waiting += 1
-        self._core.record(enqueued, cause=cause)
+        self._core.record(place, cause=cause)
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
         """Take a request out of its line because nobody wants its answer any more. Harmless if it has been called."""
-        key = (waiter.enqueued.node, waiter.enqueued.model)
+        key = (waiter.dispatched.node, waiter.dispatched.model)
         lane = self._lanes.get(key)
         if lane is not None and waiter in lane:
             lane.remove(waiter)
@@ -95,25 +99,14 @@ class Lanes:
             self._drop_if_empty(key, lane)
 
     def _has_room(self, node_name: str, model: str) -> bool:
-        node = self._core.view.fleet.nodes[node_name]
+        node = self._core.view.fleet.nodes.get(node_name)
+        if node is None:  # it left just now
+            return False
         queue = node.queues.get(model)
         return queue is None or queue.in_flight < node.slots
 
-    def _dispatch(self, request: str, attempt: int, node: str, model: str, *, relay: Relay, cause: str) -> None:
-        dispatched = RequestDispatched(
-            request=request,
-            attempt=attempt,
-            node=node,
-            model=model,
-            sent_model=relay.sent_model,
-            changes=relay.changes,
-        )
-        self._core.record(dispatched, cause=cause)
-
     def _react(self, recorded: Recorded) -> None:
-        reaction = self._reactions.get(type(recorded.event))
-        if reaction is not None:
-            reaction(recorded.event)
+        self._reactions[type(recorded.event)](recorded.event)
 
     def _ended(self, event: RequestFinished | RequestAttemptFailed) -> None:
         if event.node is not None:
@@ -135,19 +128,15 @@ class Lanes:
         while lane and self._has_room(node, model):
             waiter = lane.popleft()
             self.waiting -= 1
-            if waiter.call.done():  # its client has just left; it will take itself out of the count of open requests
-                continue
-            place = waiter.enqueued
-            self._dispatch(place.request, place.attempt, node, model, relay=waiter.relay, cause=waiter.cause)
-            waiter.call.set_result("go")
+            if waiter.call("go"):
+                self._core.record(waiter.dispatched, cause=waiter.cause)
         self._drop_if_empty(key, lane)
 
     def _send_away(self, node: str) -> None:
         for key in [key for key in self._lanes if key[0] == node]:
             for waiter in self._lanes.pop(key):
                 self.waiting -= 1
-                if not waiter.call.done():
-                    waiter.call.set_result("ask again")
+                waiter.call("ask again")
 
     def _drop_if_empty(self, key: tuple[str, str], lane: deque[Waiter]) -> None:
         if not lane and self._lanes.get(key) is lane:

@@ -1,10 +1,9 @@
 """Routing fails in races and overloads, which real machines show once a month: here they come as often as one asks.
 
-The core, the folds and the policies are the real ones, and the log is a real log; only machines, clients and time are
-simulated. Everything follows from one seed, so whatever goes wrong can be had again.
+The core, the folds, the policies, the lines and the record of each request are the real ones, and so is the log; only
+machines, clients and time are simulated. Everything follows from one seed, so whatever goes wrong can be had again.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from math import log
@@ -27,21 +26,21 @@ from events.types import (
     NodeStatusChanged,
     Outcome,
     PolicyPromoted,
-    RequestAttemptFailed,
     RequestDispatched,
-    RequestEnqueued,
-    RequestFinished,
-    RequestFirstToken,
     RequestReceived,
     Resident,
     RouterStarted,
     RouterStopped,
 )
 from herd.core import Core
+from herd.dispatch.lanes import Lanes, Turn, Waiter
+from herd.dispatch.record import Record
+from herd.errors import QueueFull
 from herd.replay.agenda import Action, Agenda
 from herd.replay.machine import Engine, Machine, Run
 from herd.routing.chance import Chance
 from herd.routing.policy import Policy
+from herd.wire.dialect import Ending
 from projections.fleet import canonical
 from projections.view import VIEW, View
 
@@ -207,31 +206,25 @@ class _NumberedStore(MemoryStore):
 
 
 class _Request(msgspec.Struct, eq=False):
-    """A request that has not ended, as the router sees it."""
+    """A request that has not ended, as its client and the network see it."""
 
     arrival: Arrival
-    received: RequestReceived
-    cause: str
-    attempt: int = 1
-    excluded: tuple[str, ...] = ()
-    waiting: tuple[str, str] | None = None
-    """The line in which it stands: node and model."""
-    place: int = 0
-    """Position of the event with which it joined that line."""
-    node: str | None = None
+    record: Record
+    waiter: Waiter | None = None
+    """Its place, while it stands in a line."""
+    wait_until: int | None = None
+    """When it has waited for as long as it may, over all lines; None as long as it has not waited."""
     run: Run | None = None
-    ended: bool = False
 
 
 class _Router:
-    """What dispatching does, without sockets: slots, lines, retries, deadlines and endings."""
+    """Clients and the network around the router's own record and lines."""
 
     def __init__(self, world: World) -> None:
         self.ended = 0
         self._world = world
         self._open: dict[str, _Request] = {}
-        self._lines: dict[tuple[str, str], deque[_Request]] = {}
-        self._waiting = 0
+        self._lanes = Lanes(world.core, waiting_max=world.rules.waiting_max)
 
     def receive(self, arrival: Arrival) -> None:
         received = RequestReceived(
@@ -246,114 +239,97 @@ class _Router:
             needs=arrival.needs,
             tokens_max=arrival.tokens_out,
         )
-        request = _Request(arrival=arrival, received=received, cause=self._world.core.record(received).id)
+        request = _Request(arrival=arrival, record=Record(self._world.core, received))
         self._open[received.request] = request
         if arrival.patience_s is not None:
             self._world.agenda.after(arrival.patience_s, partial(self._hang_up, request))
         self._route(request)
 
     def first_token(self, run: Run) -> None:
-        self._world.core.record(
-            RequestFirstToken(request=run.request, attempt=run.attempt, node=run.node),
-            cause=self._open[run.request].cause,
-        )
+        self._open[run.request].record.first_token(run.node)
 
     def done(self, run: Run) -> None:
-        self._end(self._open[run.request], "completed", status=200)
+        ending = Ending(
+            finished=True,
+            prompt_tokens=run.tokens_in,
+            completion_tokens=run.tokens_out,
+            finish_reason="stop",
+            load_ms=round(run.load_s * 1000),
+            prompt_ms=round(run.prompt_s * 1000),
+            generate_ms=round(run.generate_s * 1000),
+        )
+        self._end(self._open[run.request], "completed", ending, status=200)
 
     def broke(self, run: Run, cause: str, status: int | None, message: str) -> None:
         request = self._open[run.request]
         if run.answering:
-            self._end(request, "incomplete", status=200, error=message)
+            self._end(request, "failed", status=200, error=message)
             return
-        again = run.attempt <= self._world.rules.retries_max
-        self._world.core.record(
-            RequestAttemptFailed(
-                request=run.request,
-                attempt=run.attempt,
-                node=run.node,
-                model=run.model,
-                cause=cause,
-                status=status,
-                message=message,
-                retryable=again,
-            ),
-            cause=request.cause,
-        )
         request.run = None
-        self._call_next(run.node, run.model)
-        if again:
-            request.attempt += 1
-            request.excluded = (*request.excluded, run.node)
+        request.record.failed(run.node, cause, status=status, message=message, retryable=True)
+        if request.record.attempt <= self._world.rules.retries_max:
+            request.record.attempt += 1
             self._route(request)
         else:
             self._end(request, "failed", status=502, error=message)
 
-    def send_away(self, node: str) -> None:
-        """Ask again for everybody who waits for a node that takes no more work."""
-        for line in [line for line in self._lines if line[0] == node]:
-            for request in list(self._lines[line]):
-                self._leave_line(request)
-                self._route(request)
-
     def _route(self, request: _Request) -> None:
-        core = self._world.core
-        _, chosen = core.choose(
-            request.received, cause=request.cause, attempt=request.attempt, excluded=request.excluded
-        )
-        node = chosen.node
-        if node is None:
-            self._end(request, "failed" if request.attempt > 1 else "rejected", status=503, error="no node can serve")
+        record = request.record
+        if record.finished:
             return
-        request.node = node
-        line = (node, request.received.model)
-        if line not in self._lines and self._has_room(*line):
-            self._dispatch(request, node)
-        elif self._waiting >= self._world.rules.waiting_max:
-            self._end(request, "rejected", status=503, error="too many requests wait")
-        else:
-            self._wait(request, line)
-
-    def _wait(self, request: _Request, line: tuple[str, str]) -> None:
-        lane = self._lines.setdefault(line, deque())
-        enqueued = RequestEnqueued(
-            request=request.received.request, attempt=request.attempt, node=line[0], model=line[1], ahead=len(lane)
+        recorded, chosen = record.choose()
+        if chosen.node is None:
+            outcome: Outcome = "failed" if record.attempt > 1 else "rejected"
+            self._end(request, outcome, status=503, error="no node can serve")
+            return
+        dispatched = RequestDispatched(
+            request=record.request, attempt=record.attempt, node=chosen.node, model=chosen.model
         )
-        lane.append(request)
-        request.waiting = line
-        self._waiting += 1
-        request.place = self._world.core.record(enqueued, cause=request.cause).seq
-        self._world.agenda.after(self._world.rules.wait_max_s, partial(self._expire, request, request.place))
+        if self._lanes.start(dispatched, recorded.id):
+            self._start(request, dispatched)
+        else:
+            self._wait(request, dispatched, recorded.id)
 
-    def _expire(self, request: _Request, place: int) -> None:
-        if request.waiting is not None and request.place == place:
+    def _wait(self, request: _Request, dispatched: RequestDispatched, decision: str) -> None:
+        def call(turn: Turn) -> bool:
+            request.waiter = None
+            then = partial(self._start, request, dispatched) if turn == "go" else partial(self._route, request)
+            self._world.agenda.after(0.0, then)
+            return True
+
+        try:
+            waiter = self._lanes.wait(dispatched, call, decision)
+        except QueueFull as error:
+            self._end(request, "rejected", status=error.status, error=error.message)
+            return
+        request.waiter = waiter
+        now = self._world.clock.now()
+        if request.wait_until is None:
+            request.wait_until = now + round(self._world.rules.wait_max_s * 1e9)
+        left_s = max(0, request.wait_until - now) / 1e9
+        self._world.agenda.after(left_s, partial(self._expire, request, waiter))
+
+    def _expire(self, request: _Request, waiter: Waiter) -> None:
+        if request.waiter is waiter:
             self._end(request, "expired", status=503, error="no slot became free in time")
 
     def _hang_up(self, request: _Request) -> None:
-        if not request.ended:
+        if not request.record.finished:
             self._end(request, "cancelled", status=None, error="the client hung up")
 
-    def _has_room(self, name: str, model: str) -> bool:
-        node = self._world.view.fleet.nodes[name]
-        queue = node.queues.get(model)
-        return queue is None or queue.in_flight < node.slots
-
-    def _dispatch(self, request: _Request, node: str) -> None:
-        received = request.received
-        self._world.core.record(
-            RequestDispatched(request=received.request, attempt=request.attempt, node=node, model=received.model),
-            cause=request.cause,
-        )
+    def _start(self, request: _Request, dispatched: RequestDispatched) -> None:
+        if request.record.finished:
+            return
         run = Run(
-            request=received.request,
-            attempt=request.attempt,
-            node=node,
-            model=received.model,
+            request=dispatched.request,
+            attempt=dispatched.attempt,
+            node=dispatched.node,
+            model=dispatched.model,
             tokens_in=request.arrival.tokens_in,
             tokens_out=request.arrival.tokens_out,
         )
         request.run = run
-        engine = self._world.nodes[node].engine
+        engine = self._world.nodes[dispatched.node].engine
         engine.start(run)
         self._world.agenda.after(self._world.rules.read_timeout_s, partial(self._time_out, engine, run))
 
@@ -367,53 +343,24 @@ class _Router:
         engine.stop(run)
         self.broke(run, "timeout", None, "no answer in time")
 
-    def _leave_line(self, request: _Request) -> None:
-        line = request.waiting
-        assert line is not None
-        lane = self._lines[line]
-        lane.remove(request)
-        if not lane:
-            del self._lines[line]
-        request.waiting = None
-        self._waiting -= 1
-
-    def _call_next(self, node: str, model: str) -> None:
-        while (lane := self._lines.get((node, model))) and self._has_room(node, model):
-            request = lane[0]
-            self._leave_line(request)
-            self._dispatch(request, node)
-
-    def _end(self, request: _Request, outcome: Outcome, *, status: int | None, error: str = "") -> None:
-        request.ended = True
-        if request.waiting is not None:
-            self._leave_line(request)
-        run = request.run
+    def _end(
+        self,
+        request: _Request,
+        outcome: Outcome,
+        ending: Ending | None = None,
+        *,
+        status: int | None,
+        error: str = "",
+    ) -> None:
+        waiter, run = request.waiter, request.run
+        if waiter is not None:
+            request.waiter = None
+            self._lanes.leave(waiter)
         if run is not None:
             self._world.nodes[run.node].engine.stop(run)
-        answer = run if outcome == "completed" else None
-        received = request.received
-        del self._open[received.request]
+        del self._open[request.record.request]
         self.ended += 1
-        self._world.core.record(
-            RequestFinished(
-                request=received.request,
-                outcome=outcome,
-                node=request.node,
-                model=received.model,
-                attempts=request.attempt,
-                status=status,
-                error=error,
-                prompt_tokens=answer.tokens_in if answer else None,
-                completion_tokens=answer.tokens_out if answer else None,
-                finish_reason="stop" if answer else "",
-                load_ms=round(answer.load_s * 1000) if answer else None,
-                prompt_ms=round(answer.prompt_s * 1000) if answer else None,
-                generate_ms=round(answer.generate_s * 1000) if answer else None,
-            ),
-            cause=request.cause,
-        )
-        if request.node is not None:
-            self._call_next(request.node, received.model)
+        request.record.finish(outcome, ending or Ending(), status=status, error=error)
 
 
 class _Node:
@@ -455,8 +402,6 @@ class _Node:
         if was == status:
             return
         self._world.core.record(NodeStatusChanged(node=self._machine.name, status=status, was=was, silent_ms=silent_ms))
-        if status == "offline":
-            self._world.router.send_away(self._machine.name)
 
     def _introduce(self) -> None:
         machine = self._machine
@@ -539,7 +484,6 @@ class _Node:
     def _drain(self) -> None:
         self._draining = True
         self._world.core.record(NodeDrainRequested(node=self._machine.name, by="operator"))
-        self._world.router.send_away(self._machine.name)
         self._world.agenda.after(self._world.lasting(self._world.faults.drain_lasts_s), self._undrain)
 
     def _undrain(self) -> None:
