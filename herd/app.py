@@ -7,51 +7,48 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-
-import uvicorn
-from litestar import Litestar, MediaType, Response
-from litestar.datastructures import State
-from litestar.exceptions import HTTPException
-from litestar.openapi import OpenAPIConfig
-from litestar.types import ASGIApp, Message, Scope
 
 from events.clock import Clock, SystemClock
 from events.recorded import Recorded
 from events.sqlite import SQLiteStore
-from events.store import ForeignDatabase, StoreError, StoreInUse
-from events.types import NodeLeft, PolicyPromoted, RouterRecovered, RouterStarted, RouterStopped
+from events.store import ForeignDatabase, StoreDamaged, StoreError, StoreInUse
+from events.types import NodeJoined, NodeLeft, PolicyPromoted, RouterRecovered, RouterStarted, RouterStopped
 from herd import __version__, logs
-from herd.api import HANDLERS
-from herd.api.inference import front_door
-from herd.api.ingest import silent
-from herd.api.state import AnyRequest, Shared
+from herd.api.door import Inlet
+from herd.api.house import house
+from herd.api.inference import inference
+from herd.api.server import http, listening
+from herd.api.state import Shared
 from herd.core import Core
 from herd.dispatch.dispatcher import Dispatcher
 from herd.dispatch.upstream import Upstream
-from herd.errors import HerdError, StartupError
-from herd.journal import Journal
-from herd.node.discovery import announced
+from herd.errors import StartupError
+from herd.journal import LINES, Journal
+from herd.reports.silence import forgotten, silent
 from herd.routing import POLICIES
 from herd.routing.context import ClassicParameters
 from herd.routing.policy import Policy
 from herd.settings import Loaded, RouterSettings
+from herd.wire import ROUTES
 from projections import runner
 from projections.tables import TraceTable
 
+try:
+    import resource
+except ImportError:  # Windows counts no descriptors
+    resource = None
+
 logger = logging.getLogger("herd")
+
+#: Open files and connections that a router asks the system for.
+DESCRIPTORS_WANTED = 65_536
 
 #: How long the store may take to write what is queued when the router stops, seconds.
 CLOSE_WAIT_S = 10.0
-
-#: Ollama's routes that this release does not have. Its command cannot read the plain text of an unknown path.
-NOT_SERVED = frozenset(
-    f"/api/{name}" for name in ("show", "pull", "push", "create", "copy", "delete", "me", "signout", "status")
-)
 
 _OTHER_PLACE = "Check that it can be written and has room, or choose another with --data-dir or FLEET_DATA_DIR."
 
@@ -66,6 +63,13 @@ class Running:
     """Set when the router shall stop in good order."""
     hurry: Callable[[], None]
     """Stops waiting for requests that still run."""
+    failures: list[BaseException]
+    """Why it stopped although nobody asked it to."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it stopped although nobody asked it to."""
+        return bool(self.failures)
 
     def stop(self) -> None:
         """Stop in good order; called a second time, without waiting for what runs."""
@@ -88,30 +92,51 @@ def serve(loaded: Loaded[RouterSettings]) -> int:
         raise StartupError(
             f"cannot use the data directory {settings.home}: {error.strerror}", hint=_OTHER_PLACE
         ) from error
+    _allow_descriptors()
     logs.configure(settings.home, file_level=settings.log_level, console_level=settings.console_log_level)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as loop:
-            loop.run(_serve(loaded))
+            return loop.run(_serve(loaded))
     finally:
         logs.shutdown()
-    return 0
 
 
-async def _serve(loaded: Loaded[RouterSettings]) -> None:
-    async with running(loaded) as router:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with suppress(NotImplementedError):  # Windows has no signal handlers on its loop; Ctrl-C still raises
-                loop.add_signal_handler(number, router.stop)
+def _allow_descriptors() -> None:
+    """Each request has two connections, and the usual soft limit of 1,024 descriptors would end at 500 streams."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # a sandbox may refuse; then it stays as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(NotImplementedError):  # Windows has no signal handlers on its loop; Ctrl-C still raises
+            loop.add_signal_handler(number, stop)
+
+
+async def _serve(loaded: Loaded[RouterSettings]) -> int:
+    stopping = asyncio.Event()
+    _on_signals(stopping.set)  # a router may be told to stop before it has started
+    async with running(loaded, stopping=stopping) as router:
+        _on_signals(router.stop)
         logger.info("herd %s listens on %s:%d", __version__, loaded.values.host, router.port)
         await router.stopping.wait()
-        running_now = len(router.core.view.fleet.requests)
-        logger.info("stopping; %d still to finish, a second signal does not wait for them", running_now)
+        left = len(router.core.view.fleet.requests)
+        waits = f"; {left} {'request' if left == 1 else 'requests'} still to finish, Ctrl-C again does not wait"
+        logger.info("stopping%s", waits if left else "")
     logger.info("stopped")
+    return 1 if router.failed else 0
 
 
 @asynccontextmanager
-async def running(loaded: Loaded[RouterSettings], *, clock: Clock | None = None) -> AsyncGenerator[Running]:
+async def running(
+    loaded: Loaded[RouterSettings], *, clock: Clock | None = None, stopping: asyncio.Event | None = None
+) -> AsyncGenerator[Running]:
     """Start a router, and stop it in good order on leaving: finish what runs, store what is known, let go of the log.
 
     Raises `StartupError` when the port is taken, the directory cannot be written, another router uses it, or the file
@@ -119,15 +144,15 @@ async def running(loaded: Loaded[RouterSettings], *, clock: Clock | None = None)
     """
     settings = loaded.values
     clock = clock or SystemClock()
-    stopping = asyncio.Event()
+    stopping = stopping or asyncio.Event()
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(_listening(settings))
+        listener = stack.enter_context(listening(settings.host, settings.port))
         port: int = listener.getsockname()[1]
         table = TraceTable(settings.database)
         store = _open_store(settings, clock, table)
         stack.push_async_callback(_close, store)
         core = _core(store, clock, _policy(settings))
-        core.watch(Journal().write)
+        core.watch(Journal().write, *LINES)
         core.record(
             RouterStarted(version=__version__, host=settings.host, port=port, pid=os.getpid()),
         )
@@ -141,32 +166,26 @@ async def running(loaded: Loaded[RouterSettings], *, clock: Clock | None = None)
             waiting_max=settings.max_queue,
             wait_max_s=settings.queue_timeout,
         )
-        app = make_app(Shared(core=core, settings=loaded, traces=table))
         if settings.mdns and not _is_loopback(settings.host):
+            from herd.node.discovery import announced  # noqa: PLC0415 - zeroconf is a fifth of what a start takes
+
             await stack.enter_async_context(announced(settings.mdns_service_type, settings.mdns_service_name, port))
-        core.watch(partial(_forget_who_left, core, upstream))
-        await stack.enter_async_context(_tasks(stopping, _watch_silence(core, settings), _keep_snapshots(core)))
+        core.watch(_connections_of_leavers(core, upstream), NodeJoined, NodeLeft)
+        failures: list[BaseException] = []
+        await stack.enter_async_context(
+            _tasks(stopping, failures, _watch_silence(core, settings), _keep_snapshots(core), _until_replaced(store))
+        )
         gc.freeze()  # what is loaded now stays; the collector need not look at it again
-        hurry = await stack.enter_async_context(_http(front_door(dispatcher, app), listener, settings))
-        yield Running(core=core, port=port, stopping=stopping, hurry=hurry)
-
-
-def make_app(shared: Shared) -> Litestar:
-    """Return the HTTP application."""
-
-    async def name(message: Message, _: Scope) -> None:
-        """Give an answer an id that a user can quote; inference answers carry the id of their request instead."""
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"x-request-id", shared.core.new_id().encode())]
-
-    return Litestar(
-        route_handlers=list(HANDLERS),
-        state=State({"shared": shared, "core": shared.core}),
-        exception_handlers={HerdError: _herd_error, HTTPException: _http_error, Exception: _bug},
-        before_send=[name],
-        openapi_config=OpenAPIConfig(title="Herd", version=__version__),
-        logging_config=None,
-    )
+        app = house(Shared(core=core, settings=loaded, traces=table))
+        inlet = Inlet(
+            inference(dispatcher, name=f"herd-{os.urandom(8).hex()}"),
+            ROUTES,
+            core.new_id,
+            body_max_bytes=settings.body_max_mib << 20,
+            stall_max_s=settings.read_timeout,
+        )
+        hurry = await stack.enter_async_context(http(app, inlet, listener, grace_s=settings.shutdown_grace))
+        yield Running(core=core, port=port, stopping=stopping, hurry=hurry, failures=failures)
 
 
 def _loop_factory() -> Any:
@@ -175,25 +194,6 @@ def _loop_factory() -> Any:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-@contextmanager
-def _listening(settings: RouterSettings) -> Generator[socket.socket]:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # With the protocol spelled out, asyncio turns off Nagle's algorithm on accepted connections; else each answer waits
-    # 40 ms for the client's delayed acknowledgement of its head.
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((settings.host, settings.port))
-            listener.listen(4096)
-        except OSError as error:
-            raise StartupError(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
-                hint="Stop the program that uses the port, or choose another with --port or FLEET_PORT.",
-            ) from error
-        listener.setblocking(False)
-        yield listener
 
 
 def _is_loopback(host: str) -> bool:
@@ -224,6 +224,8 @@ def _open_store(settings: RouterSettings, clock: Clock, table: TraceTable) -> SQ
     except StoreInUse as error:
         hint = "Stop the other router, or give this one its own directory with --data-dir or FLEET_DATA_DIR."
         raise StartupError(str(error), hint=hint) from error
+    except StoreDamaged as error:
+        raise StartupError(str(error)) from error
     except (StoreError, OSError) as error:
         raise StartupError(f"cannot open the log {settings.database}: {error}", hint=_OTHER_PLACE) from error
 
@@ -239,7 +241,12 @@ def _policy(settings: RouterSettings) -> Policy:
 
 def _core(store: SQLiteStore, clock: Clock, policy: Policy) -> Core:
     """Return the core with its view as the log left it; what a crash left open is finished here."""
-    view = runner.restore(store)
+    try:
+        view = runner.restore(store)
+    except StoreError as error:
+        raise StartupError(
+            f"cannot read the log: {error}", hint="Run herd events verify to see how far it can be read."
+        ) from error
     core = Core(store, clock, policy, view, seed=int.from_bytes(os.urandom(8), "big"))
     abandoned = runner.abandoned(view)
     for ending in abandoned:
@@ -267,12 +274,18 @@ async def _close(store: SQLiteStore) -> None:
 
 
 @asynccontextmanager
-async def _tasks(stopping: asyncio.Event, *work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+async def _tasks(
+    stopping: asyncio.Event, failures: list[BaseException], *work: Coroutine[Any, Any, None]
+) -> AsyncGenerator[None]:
     """Run coroutines beside the body and cancel them when it ends; one that fails stops the router, loudly."""
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("a part of the router failed, so it stops", exc_info=error)
+            if isinstance(error, StoreInUse):
+                logger.critical("%s; this one stops", error)
+            else:
+                logger.critical("a part of the router failed, so it stops", exc_info=error)
+            failures.append(error)
             stopping.set()
 
     tasks = [asyncio.create_task(each) for each in work]
@@ -286,9 +299,29 @@ async def _tasks(stopping: asyncio.Event, *work: Coroutine[Any, Any, None]) -> A
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _forget_who_left(core: Core, upstream: Upstream, recorded: Recorded) -> None:
-    if isinstance(recorded.event, NodeLeft):
-        upstream.forget(core.view.fleet.nodes[recorded.event.node].url)
+def _connections_of_leavers(core: Core, upstream: Upstream) -> Callable[[Recorded], None]:
+    """Return a watcher that closes the idle connections to addresses that nodes have left.
+
+    It keeps the addresses itself: the view, which is folded first, no longer knows them.
+    """
+    urls = {node.name: node.url for node in core.view.fleet.nodes.values()}
+
+    def watch(recorded: Recorded) -> None:
+        event = recorded.event
+        if isinstance(event, NodeJoined | NodeLeft):
+            was = urls.pop(event.node, "")
+            now = event.url if isinstance(event, NodeJoined) else ""
+            if now:
+                urls[event.node] = now
+            if was and was != now:
+                upstream.forget(was)
+
+    return watch
+
+
+async def _until_replaced(store: SQLiteStore) -> None:
+    await store.replaced()
+    raise StoreInUse("another router has taken over the log")
 
 
 async def _watch_silence(core: Core, settings: RouterSettings) -> None:
@@ -303,6 +336,8 @@ async def _watch_silence(core: Core, settings: RouterSettings) -> None:
             listening_since=since,
         ):
             core.record(event)
+        for event in forgotten(core.view.fleet, now=core.store.stamp(), forget_s=settings.heartbeat_forget):
+            core.record(event)
         await asyncio.sleep(settings.heartbeat_interval)
 
 
@@ -312,71 +347,3 @@ async def _keep_snapshots(core: Core) -> None:
         await asyncio.sleep(1.0)
         if snapshotter.due(seq=core.view.seq, at=core.store.stamp()):
             runner.save(core.store, core.view)
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its own signal handlers: the composition root decides when the router stops."""
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-
-@asynccontextmanager
-async def _http(app: ASGIApp, listener: socket.socket, settings: RouterSettings) -> AsyncGenerator[Callable[[], None]]:
-    """Serve HTTP while the body runs, and let what runs finish afterwards; yields how to cut that short."""
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        loop="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=4096,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
-    )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-
-    def hurry() -> None:
-        server.force_exit = True
-
-    try:
-        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has a flag, not an event
-            await asyncio.sleep(0.01)
-        yield hurry
-    finally:
-        server.should_exit = True
-        await serving
-        left = list(server.server_state.tasks)  # those that were not waited for; each still records its ending
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-
-
-def _herd_error(_: AnyRequest, error: HerdError) -> Response[Any]:
-    content = {"error": error.message} | ({"hint": error.hint} if error.hint else {})
-    return Response(content, status_code=error.status)
-
-
-def _http_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
-    """Answer as Ollama does: plain text for a path or a method that does not exist."""
-    path = request.url.path
-    if error.status_code == 404 and path in NOT_SERVED:
-        return Response(
-            {"error": f"herd {__version__} does not serve {path}; ask a node's own Ollama"}, status_code=501
-        )
-    if error.status_code == 404:
-        return Response("404 page not found", status_code=404, media_type=MediaType.TEXT)
-    if error.status_code == 405:
-        return Response("405 method not allowed", status_code=405, media_type=MediaType.TEXT, headers=error.headers)
-    return Response({"error": error.detail}, status_code=error.status_code)
-
-
-def _bug(request: AnyRequest, error: Exception) -> Response[Any]:
-    logger.error("a bug failed %s %s", request.method, request.url.path, exc_info=error)
-    content = {"error": f"internal error ({type(error).__name__}); see the router's log"}
-    return Response(content, status_code=500)

@@ -8,7 +8,10 @@ HerdError
 ├── Unavailable           503  it exists, but not now
 │   ├── NoNodeAvailable   503  every node that could serve is away, broken or full
 │   ├── QueueFull         503  too many requests wait already
-│   └── QueueTimeout      503  waited for a slot as long as it may
+│   ├── QueueTimeout      503  waited for a slot as long as it may
+│   ├── Overloaded        503  the router itself is short of memory or descriptors
+│   └── Stopping          503  the router stops, and its time to finish is over
+├── RouterLoop            508  the request has passed through this router before
 ├── UpstreamError         502  a node failed us
 │   ├── NodeUnreachable   502  refused, reset, or gone
 │   ├── NodeTimeout       504  accepted the request and did not answer in time
@@ -26,7 +29,7 @@ class HerdError(Exception):
 
     status: int = HTTPStatus.INTERNAL_SERVER_ERROR
     code: str = "internal_error"
-    outcome: Literal["rejected", "expired", "failed"] = "failed"
+    outcome: Literal["rejected", "expired", "failed", "abandoned"] = "failed"
     """How a request that ends with this error is counted in the log."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -105,6 +108,36 @@ class QueueTimeout(Unavailable):
         super().__init__(
             f"no node had a free slot within {waited_s:g} s",
             hint="Add a node, raise OLLAMA_NUM_PARALLEL on the nodes, or raise FLEET_QUEUE_TIMEOUT.",
+        )
+
+
+class Overloaded(Unavailable):
+    """The router itself has no more memory or descriptors to give; no node is to blame."""
+
+    code = "overloaded"
+
+
+class Stopping(Unavailable):
+    """The router stops, and the time that it gives running requests is over."""
+
+    code = "stopping"
+    outcome = "abandoned"
+
+    def __init__(self) -> None:
+        super().__init__("the router is stopping; try again")
+
+
+class RouterLoop(HerdError):
+    """A request came back to the router that sent it out."""
+
+    status = HTTPStatus.LOOP_DETECTED
+    code = "router_loop"
+    outcome = "rejected"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this request has passed through this router before: one of its nodes is the router itself",
+            hint="Give that node's agent the address of its Ollama with --ollama-host or FLEET_NODE_OLLAMA_HOST.",
         )
 
 

@@ -7,15 +7,14 @@ chance; a node that dies then ends in an error inside the stream.
 
 import asyncio
 import logging
-from http import HTTPStatus
+from contextlib import suppress
+from functools import partial
 
-import msgspec
-
-from events.types import Eliminated, RouteChosen
+from events.types import Eliminated, RequestDispatched, RouteChosen
 from herd.core import Core
-from herd.dispatch.lanes import Lanes
+from herd.dispatch.lanes import Lanes, Turn
 from herd.dispatch.relay import Relay, relay_for
-from herd.dispatch.run import Client, Job, Run, outcome_of
+from herd.dispatch.run import Client, ClientGone, Job, Run, outcome_of
 from herd.dispatch.upstream import Answer, Upstream
 from herd.errors import (
     BadRequest,
@@ -24,9 +23,12 @@ from herd.errors import (
     NodeUnreachable,
     NoNodeAvailable,
     QueueTimeout,
+    Stopping,
     UpstreamError,
 )
 from herd.wire import failure
+from herd.wire.dialect import Ending
+from herd.wire.ending import is_answer
 from herd.wire.request import Parsed
 from projections.fleet import Fleet, Node
 
@@ -36,9 +38,8 @@ logger = logging.getLogger(__name__)
 WHOLE_ANSWER_MAX = 256 * 1024 * 1024
 #: A node's error body is passed on up to this size.
 ERROR_BODY_MAX = 1024 * 1024
-
-
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+#: A router that stops gives each client so long to take its last words.
+FAREWELL_S = 1.0
 
 
 class Dispatcher:
@@ -57,25 +58,28 @@ class Dispatcher:
         """Return an id for a request that ends before it is one."""
         return self._core.new_id()
 
-    async def serve(self, job: Job, client: Client) -> None:
-        """Answer one request. Whatever happens, it ends with exactly one `request.finished`.
+    async def serve(self, job: Job, client: Client, refusal: HerdError | None = None) -> None:
+        """Answer one request, with `refusal` if there is one. It ends with exactly one `request.finished`.
 
         Raises nothing but `CancelledError`, which is how a client that hangs up (or a router that stops) ends it early.
         """
         run = Run(self._core, job, client)
         try:
+            if refusal is not None:
+                raise refusal
             await self._answer(run)
         except asyncio.CancelledError:
-            if client.gone:
-                run.finish("cancelled", status=None, error="the client hung up")
-            else:
-                run.finish("abandoned", status=None, error="the router stopped")
+            if not client.gone:
+                await _say_goodbye(run)
+            run.finish("cancelled", status=None, error="the client hung up")
             raise
+        except ClientGone:
+            run.finish("cancelled", status=None, error="the client stopped reading")
         except HerdError as error:
-            await run.refuse(error)
+            await _refuse(run, error)
         except Exception as error:
             logger.exception("a bug failed a request", extra={"request_id": run.request})
-            await run.refuse(HerdError(f"internal error ({type(error).__name__}); see the router's log"))
+            await _refuse(run, HerdError(f"internal error ({type(error).__name__}); see the router's log"))
 
     async def _answer(self, run: Run) -> None:
         while True:
@@ -85,7 +89,7 @@ class Dispatcher:
             node = self._core.view.fleet.nodes[chosen.node]
             relay = relay_for(run.job.parsed, run.job.body, node, now=self._core.clock.now)
             if relay.local is not None:
-                run.finish("completed", relay.ending(), status=HTTPStatus.OK, answer_bytes=len(relay.local))
+                run.finish("completed", relay.ending(), status=200, answer_bytes=len(relay.local))
                 await run.deliver(relay.content_type(b""), relay.local)
                 return
             if not await self._take_slot(run, chosen, relay, recorded.id):
@@ -96,7 +100,7 @@ class Dispatcher:
                 if run.started:
                     raise
                 retryable = may_ask_another(error, run.job.parsed)
-                run.failed(chosen.node, error, retryable=retryable)
+                run.let_down(chosen.node, error, retryable=retryable)
                 if not retryable or run.attempt >= self._attempts_max:
                     raise
                 run.attempt += 1
@@ -108,14 +112,25 @@ class Dispatcher:
 
         The time that a request may wait is counted over all the lines in which it stood.
         """
-        waiter = self.lanes.enter(chosen, relay, cause)
-        if waiter is None:
+        assert chosen.node is not None
+        dispatched = RequestDispatched(
+            request=run.request,
+            attempt=run.attempt,
+            node=chosen.node,
+            model=chosen.model,
+            sent_model=relay.sent_model,
+            changes=relay.changes,
+        )
+        if self.lanes.start(dispatched, cause):
             return True
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[Turn] = loop.create_future()
+        waiter = self.lanes.wait(dispatched, partial(_call, turn), cause)
         if run.wait_until_s is None:
-            run.wait_until_s = asyncio.get_running_loop().time() + self._wait_max_s
+            run.wait_until_s = loop.time() + self._wait_max_s
         try:
             async with asyncio.timeout_at(run.wait_until_s):
-                return await waiter.call == "go"
+                return await turn == "go"
         except TimeoutError as error:
             raise QueueTimeout(self._wait_max_s) from error
         finally:
@@ -127,12 +142,16 @@ class Dispatcher:
         except ValueError as error:
             raise BadRequest(f"a header of this request cannot be passed on: {error}") from error
         try:
-            if HTTPStatus.BAD_REQUEST <= answer.status < 600:
+            status = answer.status
+            if 400 <= status < 600:
                 body = await answer.read_all(ERROR_BODY_MAX)
-                raise NodeAnswered(answer.status, body, answer.content_type.decode("latin-1"))
-            if answer.status != HTTPStatus.OK:
+                raise NodeAnswered(status, body, answer.content_type.decode("latin-1"))
+            if status != 200:
                 # No inference server means it so; following a redirect would let a node send us anywhere.
-                raise NodeUnreachable(f"{node.url} answered with status {answer.status}", cause="protocol")
+                raise NodeUnreachable(f"{node.url} answered with status {status}", cause="protocol")
+            if not is_answer(answer.content_type, answer.headers):
+                what = answer.content_type.decode("latin-1")
+                raise NodeUnreachable(f"{node.url} answered with {what}, which is no model's answer", cause="protocol")
             if relay.streams(answer.content_type):
                 await self._pass_on(run, relay, answer, node.name)
             else:
@@ -141,10 +160,10 @@ class Dispatcher:
             answer.abort()
 
     async def _deliver(self, run: Run, relay: Relay, answer: Answer, node: str) -> None:
-        body = relay.whole(await answer.read_all(WHOLE_ANSWER_MAX))
-        if not is_object(body):
+        body, ending = relay.whole(await answer.read_all(WHOLE_ANSWER_MAX))
+        if ending is None:
             raise NodeUnreachable(f"the answer of node {node} is no JSON object", cause="protocol")
-        self._finish(run, relay, node)
+        _finish(run, ending, node, len(body))
         await run.deliver(relay.content_type(answer.content_type), body)
 
     async def _pass_on(self, run: Run, relay: Relay, answer: Answer, node: str) -> None:
@@ -153,8 +172,8 @@ class Dispatcher:
             raise NodeUnreachable(f"node {node} ended its answer before it began", cause="protocol")
         run.first_token(node)
         client = run.client
-        run.started = True
-        await client.start(HTTPStatus.OK, run.headers(relay.content_type(answer.content_type)))
+        run.started, run.relay = True, relay
+        client.start(200, run.headers(relay.content_type(answer.content_type)))
         try:
             while chunk and not answer.ended:
                 out = relay.feed(chunk)
@@ -163,29 +182,38 @@ class Dispatcher:
                 chunk = await answer.read()
             last = relay.feed(chunk) + relay.rest()
         except UpstreamError as error:
-            text = f"node {node} broke off its answer: {failure.message(error)}"
-            run.finish("failed", relay.ending(), status=HTTPStatus.OK, error=text, answer_bytes=relay.answer_bytes)
-            await client.send(relay.broken(text), more=False)
-            return
-        self._finish(run, relay, node)
+            raise UpstreamError(f"node {node} broke off its answer: {failure.message(error)}") from error
+        _finish(run, relay.ending(), node, relay.answer_bytes)
         await client.send(last, more=False)
 
-    def _finish(self, run: Run, relay: Relay, node: str) -> None:
-        ending = relay.ending()
-        outcome = outcome_of(ending)
-        error = ending.error
-        if outcome == "incomplete":
-            error = f"node {node} ended its answer without saying that it is done"
-        run.finish(outcome, ending, status=HTTPStatus.OK, error=error, answer_bytes=relay.answer_bytes)
+
+def _finish(run: Run, ending: Ending, node: str, answer_bytes: int) -> None:
+    outcome = outcome_of(ending)
+    error = ending.error
+    if outcome == "incomplete":
+        error = f"node {node} ended its answer without saying that it is done"
+    run.finish(outcome, ending, status=200, error=error, answer_bytes=answer_bytes)
 
 
-def is_object(body: bytes) -> bool:
-    """Whether a whole answer is one JSON object, which it is in every dialect."""
-    try:
-        _OBJECT.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+def _call(waiting: asyncio.Future[Turn], turn: Turn) -> bool:
+    if waiting.done():  # its client has just left; it will take itself out of the count of open requests
         return False
+    waiting.set_result(turn)
     return True
+
+
+async def _refuse(run: Run, error: HerdError) -> None:
+    try:
+        await run.refuse(error)
+    except ClientGone:
+        run.finish("cancelled", status=None, error="the client stopped reading")
+
+
+async def _say_goodbye(run: Run) -> None:
+    """End a request because the router ends: in the shape of its dialect, if its client still takes it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FAREWELL_S):
+            await _refuse(run, Stopping())
 
 
 def may_ask_another(error: UpstreamError, parsed: Parsed) -> bool:

@@ -7,10 +7,12 @@ the request was sent) costs the connection; whatever is odd within it fails the 
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import cast
 
 import httptools
 
+from herd.dispatch.outbox import Outbox
 from herd.errors import NodeTimeout, NodeUnreachable, UpstreamError
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -31,17 +33,24 @@ def request_head(method: str, target: str, host: bytes, headers: Headers, size: 
     Raises `ValueError` when any part holds CR, LF or NUL, when method or target holds a space, or when `headers` would
     decide about `Host` or the framing a second time: each is a way to smuggle a request past the router.
     """
+    head = _head(method, target, host, tuple(headers))
+    if size or method not in ("GET", "HEAD"):
+        return b"%bcontent-length: %d\r\n\r\n" % (head, size)
+    return head + b"\r\n"
+
+
+@lru_cache(maxsize=256)  # a client sends the same headers with each of its requests
+def _head(method: str, target: str, host: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Return a head without length and end."""
     lines: list[bytes] = []
     for name, value in headers:
         if name.lower() in _FRAMING:
             raise ValueError(f"the header {name!r} is not the caller's to send")
         lines.append(b"%b: %b\r\n" % (name, value))
-    if size or method not in ("GET", "HEAD"):
-        lines.append(b"content-length: %d\r\n" % size)
     start = b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), target.encode("ascii"))
-    head = b"".join((start, b"host: ", host, b"\r\n", *lines, b"\r\n"))
+    head = b"".join((start, b"host: ", host, b"\r\n", *lines))
     # Counting the line ends that we wrote is several times cheaper than searching each name and value for others.
-    ends = len(lines) + 3
+    ends = len(lines) + 2
     if head.count(b"\r") != ends or head.count(b"\n") != ends or b"\0" in head or start.count(b" ") != 2:
         raise ValueError(f"the request {method} {target!r} holds characters that would change its meaning")
     return head
@@ -53,12 +62,16 @@ class Answer:
     For one task at a time. Read it to its end or `abort` it; an answer left alone keeps its connection.
     """
 
-    __slots__ = ("_connection", "_failure", "_over", "_parts", "_waiter", "headers", "heard", "status", "unread")
+    __slots__ = (
+        "_connection", "_failure", "_over", "_parts", "_waiter", "content_type", "headers", "heard", "status", "unread",
+    )  # fmt: skip
 
     status: int
     """HTTP status; 0 until the head has come."""
     headers: list[tuple[bytes, bytes]]
     """In the node's order, names in lower case."""
+    content_type: bytes
+    """The media type as the node wrote it, or nothing."""
     heard: bool
     """Whether the node has sent a single byte since the request."""
     unread: int
@@ -67,6 +80,7 @@ class Answer:
     def __init__(self, connection: "Connection") -> None:
         self.status = 0
         self.headers = []
+        self.content_type = b""
         self.heard = False
         self.unread = 0
         self._connection: Connection | None = connection
@@ -74,11 +88,6 @@ class Answer:
         self._over = False
         self._failure: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def content_type(self) -> bytes:
-        """The media type as the node wrote it, or nothing."""
-        return next((value for name, value in self.headers if name == b"content-type"), b"")
 
     @property
     def ended(self) -> bool:
@@ -170,6 +179,7 @@ class Connection(asyncio.Protocol):
     def __init__(
         self,
         name: str,
+        outbox: Outbox,
         *,
         silence_max_s: float,
         idle: Callable[["Connection"], None],
@@ -177,6 +187,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Call the node `name` in messages, `idle` whenever a request may follow, and `lost` once at the end."""
         self._name = name
+        self._outbox = outbox
         self._silence_max_s = silence_max_s
         self._idle = idle
         self._lost = lost
@@ -208,7 +219,7 @@ class Connection(asyncio.Protocol):
         if self.transport.is_closing():
             self._hang_up(None)
         elif len(body) <= JOIN_MAX_BYTES:
-            self.transport.write(b"".join((head, body)))
+            self._outbox.post(self.transport, b"".join((head, body)))
         else:
             self.transport.write(head)
             self._unsent = memoryview(body)
@@ -293,6 +304,8 @@ class Connection(asyncio.Protocol):
             raise _ImproperError(f"a head of more than {HEAD_MAX_BYTES} bytes")
         if name == b"transfer-encoding" and value.lower() != b"chunked":
             raise _ImproperError(f"transfer coding {value!r}, which was not asked for")
+        if name == b"content-type" and not answer.content_type:
+            answer.content_type = value
         answer.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -304,6 +317,7 @@ class Connection(asyncio.Protocol):
             raise _ImproperError("101 Switching Protocols, which was not asked for")
         if status < 200:
             answer.headers.clear()
+            answer.content_type = b""
             return
         answer.status = status
         self._finished = self._bodiless
@@ -334,12 +348,13 @@ class Connection(asyncio.Protocol):
         elif answer.unread > UNREAD_MAX_BYTES:
             self._deaf = True
             self.transport.pause_reading()
-        elif answer.awaited:
+        elif answer.status and answer.awaited:  # a head that trickles in is no sign of life
             self._deadline = self._loop.time() + self._silence_max_s
 
     def _part(self, answer: Answer) -> None:
         """Part with a whole answer; stay open only if nothing is left over in either direction."""
-        if not self._clean or self._unsent or self.transport.get_write_buffer_size():
+        unsent = self._unsent or self._outbox.holds(self.transport) or self.transport.get_write_buffer_size()
+        if unsent or not self._clean:
             self._end(None)
             return
         self._answer = None

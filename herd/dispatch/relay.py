@@ -1,12 +1,13 @@
 """Between client and node stands a relay per attempt: bytes untouched where both speak one dialect, else translated."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 from events.types import Change
 from herd.wire import DIALECTS
 from herd.wire.dialect import Ending
-from herd.wire.ending import Watch
+from herd.wire.ending import Watch, whole
 from herd.wire.request import Parsed, stripped
 from herd.wire.translate import TRANSLATIONS, Translation
 from projections.fleet import Node
@@ -71,8 +72,8 @@ class Relay(Protocol):
         """Return what the client still gets after the stream's good end."""
         ...
 
-    def whole(self, body: bytes) -> bytes:
-        """Take a whole answer and return the client's."""
+    def whole(self, body: bytes) -> tuple[bytes, Ending | None]:
+        """Take a whole answer; return the client's and how it ended, or None where it is no JSON object."""
         ...
 
     def broken(self, text: str) -> bytes:
@@ -98,7 +99,10 @@ class Passthrough:
         )
         self._dialect = DIALECTS[parsed.dialect]
         self._parsed = parsed
-        self._watch = Watch(parsed.dialect, parsed.kind, streaming=parsed.streaming)
+
+    @cached_property
+    def _watch(self) -> Watch:
+        return Watch(self._parsed.dialect, self._parsed.kind, streaming=self._parsed.streaming)
 
     @property
     def answer_bytes(self) -> int:
@@ -117,9 +121,8 @@ class Passthrough:
     def rest(self) -> bytes:
         return b""
 
-    def whole(self, body: bytes) -> bytes:
-        self._watch.feed(body)
-        return body
+    def whole(self, body: bytes) -> tuple[bytes, Ending | None]:
+        return body, whole(self._parsed.dialect, self._parsed.kind, body)
 
     def broken(self, text: str) -> bytes:
         frame = self._dialect.frame(text)
@@ -163,15 +166,16 @@ class Translated:
     def rest(self) -> bytes:
         return self._seen(self._answer.finish(self._now()))
 
-    def whole(self, body: bytes) -> bytes:
-        return self._seen(self._answer.feed(body, self._now()) + self._answer.finish(self._now()))
+    def whole(self, body: bytes) -> tuple[bytes, Ending | None]:
+        out = self._answer.feed(body, self._now()) + self._answer.finish(self._now())
+        return out, whole(self._parsed.dialect, self._parsed.kind, out)
 
     def broken(self, text: str) -> bytes:
         return self._dialect.frame(text)
 
     def ending(self) -> Ending:
         if self.local is not None:
-            return self._dialect.total(self._parsed.kind, self.local)
+            return self._dialect.total(self._parsed.kind, self.local) or Ending()
         return self._watch.ending()
 
     def _seen(self, out: bytes) -> bytes:

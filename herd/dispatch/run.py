@@ -1,15 +1,16 @@
-"""The record of one request: every step becomes an event, and what the client is told comes from those events."""
+"""One request and its client: what the client is told comes from the same record that the log has."""
 
 from typing import Protocol
 
 import msgspec
 
-from events.recorded import Recorded
-from events.types import Outcome, RequestAttemptFailed, RequestFinished, RequestFirstToken, RequestReceived, RouteChosen
+from events.types import Outcome, RequestReceived
 from herd.core import Core
+from herd.dispatch.record import Record
+from herd.dispatch.relay import Relay
 from herd.errors import HerdError, NodeAnswered, Unavailable, UpstreamError
 from herd.wire import failure
-from herd.wire.ending import Ending
+from herd.wire.dialect import Ending
 from herd.wire.request import Parsed
 
 Headers = list[tuple[bytes, bytes]]
@@ -28,42 +29,34 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
 
 
+class ClientGone(Exception):
+    """There is nobody left to answer: the client hung up, or stopped reading."""
+
+
 class Client(Protocol):
-    """The client's end of a request."""
+    """The client's end of a request. When it hangs up, the task that serves it is cancelled."""
 
     @property
     def gone(self) -> bool:
         """Whether the client has hung up."""
         ...
 
-    async def start(self, status: int, headers: Headers) -> None:
-        """Send the status line and the headers."""
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        """Take the status and the headers, which leave with the first piece of the body. `length` is the body's."""
         ...
 
     async def send(self, data: bytes, *, more: bool) -> None:
-        """Send a piece of the body; the last one has `more` false."""
+        """Send a piece of the body; the last one has `more` false. Raises `ClientGone`."""
         ...
 
 
-class Run:
-    """One request on its way through the router."""
+class Run(Record):
+    """One request on its way through the router, with the client that waits for it."""
 
     def __init__(self, core: Core, job: Job, client: Client) -> None:
-        self.core = core
-        self.job = job
-        self.client = client
-        self.request = core.new_id()
-        self.attempt = 1
-        self.last_error: UpstreamError | None = None
-        self.wait_until_s: float | None = None
-        """When waiting ends, on the loop's clock; None as long as it has not waited."""
-        self.started = False
-        """Whether the client has been sent a status line."""
-        self._excluded: tuple[str, ...] = ()
-        self._finished = False
         parsed = job.parsed
-        self.received = RequestReceived(
-            request=self.request,
+        received = RequestReceived(
+            request=core.new_id(),
             kind=parsed.kind,
             dialect=parsed.dialect,
             path=job.path,
@@ -79,74 +72,22 @@ class Run:
             tags=job.tags,
             body_bytes=len(job.body),
         )
-        self._cause = core.record(self.received).id
-        self.chosen: RouteChosen | None = None
+        super().__init__(core, received)
+        self.job = job
+        self.client = client
+        self.last_error: UpstreamError | None = None
+        self.wait_until_s: float | None = None
+        """When waiting ends, on the loop's clock; None as long as it has not waited."""
+        self.started = False
+        """Whether the client has been given a status."""
+        self.relay: Relay | None = None
+        """Through which the answer comes, once it streams."""
 
-    def choose(self) -> tuple[Recorded, RouteChosen]:
-        """Ask the policy for a node; whoever failed this request before is not asked again."""
-        recorded, chosen = self.core.choose(
-            self.received, cause=self._cause, attempt=self.attempt, excluded=self._excluded
-        )
-        if chosen.node is not None or self.chosen is None:
-            # A last decision that found nobody does not make the client forget who failed it.
-            self.chosen = chosen
-        return recorded, chosen
-
-    def first_token(self, node: str) -> None:
-        """The first byte of the answer is here."""
-        self.core.record(RequestFirstToken(request=self.request, attempt=self.attempt, node=node), cause=self._cause)
-
-    def failed(self, node: str, error: UpstreamError, *, retryable: bool) -> None:
+    def let_down(self, node: str, error: UpstreamError, *, retryable: bool) -> None:
         """A node failed this request before the first byte."""
         self.last_error = error
-        self._excluded = (*self._excluded, node)
-        self.core.record(
-            RequestAttemptFailed(
-                request=self.request,
-                attempt=self.attempt,
-                node=node,
-                model=self.received.model,
-                cause=error.cause,
-                status=error.status if isinstance(error, NodeAnswered) else None,
-                message=failure.message(error),
-                retryable=retryable,
-            ),
-            cause=self._cause,
-        )
-
-    def finish(
-        self,
-        outcome: Outcome,
-        ending: Ending = Ending(),  # noqa: B008 (frozen)
-        *,
-        status: int | None,
-        error: str = "",
-        answer_bytes: int = 0,
-    ) -> None:
-        """Record the end. The first ending counts; any later one is ignored."""
-        if self._finished:
-            return
-        self._finished = True
-        chosen = self.chosen
-        self.core.record(
-            RequestFinished(
-                request=self.request,
-                outcome=outcome,
-                node=chosen.node if chosen else None,
-                model=self.received.model,
-                attempts=chosen.attempt if chosen and chosen.node else 0,
-                status=status,
-                error=error,
-                prompt_tokens=ending.prompt_tokens,
-                completion_tokens=ending.completion_tokens,
-                finish_reason=ending.finish_reason,
-                load_ms=ending.load_ms,
-                prompt_ms=ending.prompt_ms,
-                generate_ms=ending.generate_ms,
-                answer_bytes=answer_bytes,
-            ),
-            cause=self._cause,
-        )
+        status = error.status if isinstance(error, NodeAnswered) else None
+        self.failed(node, error.cause, status=status, message=failure.message(error), retryable=retryable)
 
     def headers(self, content_type: bytes) -> Headers:
         """Return the headers of an answer; they tell what the log tells, because they come from the same event."""
@@ -161,29 +102,30 @@ class Run:
 
     async def deliver(self, content_type: bytes, body: bytes) -> None:
         """Send a whole answer."""
-        headers = self.headers(content_type)
-        headers.append((b"content-length", b"%d" % len(body)))
         self.started = True
-        await self.client.start(200, headers)
+        self.client.start(200, self.headers(content_type), len(body))
         await self.client.send(body, more=False)
 
     async def refuse(self, error: HerdError) -> None:
         """End with an error: as a status before the first byte, inside the stream after it."""
-        dialect = self.job.parsed.dialect
         text = failure.message(error)
         if self.started:
-            self.finish("failed", status=200, error=text)
-            await self.client.send(failure.frame(dialect, text), more=False)
+            if self.relay is not None and not self.finished:
+                await self._break_off(self.relay, error, text)
             return
-        reply = failure.body(dialect, error)
+        reply = failure.body(self.job.parsed.dialect, error)
         self.finish(error.outcome, status=reply.status, error=text)
         headers = self.headers(reply.content_type.encode("latin-1", "replace"))
-        headers.append((b"content-length", b"%d" % len(reply.body)))
         if isinstance(error, Unavailable):
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
         self.started = True
-        await self.client.start(reply.status, headers)
+        self.client.start(reply.status, headers, len(reply.body))
         await self.client.send(reply.body, more=False)
+
+    async def _break_off(self, relay: Relay, error: HerdError, text: str) -> None:
+        outcome = "abandoned" if error.outcome == "abandoned" else "failed"
+        self.finish(outcome, relay.ending(), status=200, error=text, answer_bytes=relay.answer_bytes)
+        await self.client.send(relay.broken(text), more=False)
 
 
 def outcome_of(ending: Ending) -> Outcome:

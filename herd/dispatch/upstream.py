@@ -1,12 +1,18 @@
 """A new connection costs as much as a request, and looking through idle ones more, so each node has a stack of them."""
 
 import asyncio
+import errno
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from herd.dispatch.http1 import Answer, Body, Connection, Headers, request_head
-from herd.errors import NodeUnreachable
+from herd.dispatch.outbox import Outbox
+from herd.errors import NodeUnreachable, Overloaded
+
+#: Closing is a matter of the next turns of the loop; nothing may hold up a router that stops.
+CLOSE_MAX_S = 2.0
 
 
 class Address(NamedTuple):
@@ -24,11 +30,15 @@ def address_of(url: str) -> Address:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError("it must be http://host:port")
+        if ".." in parts.hostname or parts.hostname.startswith("."):
+            raise ValueError("a part of its name is empty")
         host = parts.hostname.replace("%25", "%")
         port = parts.port or 80
         bare = host.partition("%")[0]  # a zone ("fe80::1%eth0") means something on this machine only
         name = f"[{bare}]" if ":" in bare else bare
-        authority = (name if port == 80 else f"{name}:{port}").encode("idna")
+        # Plain names do without the codec: it is loaded from a file, for which there may be no descriptor left.
+        named = name if port == 80 else f"{name}:{port}"
+        authority = named.encode("ascii" if named.isascii() else "idna")
     except ValueError as error:
         raise NodeUnreachable(f"{url!r} is not the address of a node: {error}", cause="connect") from error
     return Address(host, port, authority, parts.path.rstrip("/"))
@@ -48,6 +58,7 @@ class Upstream:
         self._read_timeout_s = read_timeout_s
         self._idle_max = idle_max
         self._idle_timeout_s = idle_timeout_s
+        self._outbox = Outbox()
         self._nodes: dict[str, _Node] = {}
         self.open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -97,7 +108,7 @@ class Upstream:
                 connection.close()
 
     async def close(self) -> None:
-        """Close every connection and wait until they are closed. Answers under way fail as reset."""
+        """Close every connection and wait (a moment) until they are closed. Answers under way fail as reset."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -105,7 +116,9 @@ class Upstream:
         connections = list(self.open)
         for connection in connections:
             connection.close()
-        await asyncio.gather(*(connection.gone for connection in connections))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_MAX_S):
+                await asyncio.gather(*(connection.gone for connection in connections))
 
     def _locate(self, url: str) -> "_Node":
         node = self._nodes[url] = _Node(url)
@@ -115,6 +128,7 @@ class Upstream:
         def connection() -> Connection:
             return Connection(
                 node.url,
+                self._outbox,
                 silence_max_s=self._read_timeout_s,
                 idle=partial(self._give_back, node),
                 lost=partial(self._drop, node),
@@ -128,6 +142,11 @@ class Upstream:
             seconds = f"{self._connect_timeout_s:g} s"
             raise NodeUnreachable(f"{node.url} took no connection within {seconds}", cause="connect") from error
         except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise Overloaded(
+                    "the router has no file descriptor left for a connection to a node",
+                    hint="Raise the limit (ulimit -n, or LimitNOFILE= of the service).",
+                ) from error
             raise NodeUnreachable(f"{node.url} cannot be reached: {error}", cause="connect") from error
         if self._closed:
             made.close()

@@ -18,6 +18,7 @@ from events.sqlite import driver, open_readonly
 from events.types import RequestFinished, RequestReceived, RouterRecovered
 from projections.runner import verify_file
 from tests.end_to_end.process import RouterProcess, command, environment, router
+from tests.end_to_end.world import fleet
 from tests.fakes.heartbeat import heartbeat_of
 from tests.fakes.ollama import FakeOllama
 
@@ -36,12 +37,12 @@ def refused(home: Path, port: int) -> subprocess.CompletedProcess[str]:
 
 
 def introduce(found: RouterProcess, node: FakeOllama, name: str = "node-0") -> None:
-    httpx.post(f"{found.url}/heartbeat", json=heartbeat_of(node, name), timeout=10).raise_for_status()
+    found.http.post("/heartbeat", json=heartbeat_of(node, name)).raise_for_status()
 
 
 def chat(found: RouterProcess, **body: Any) -> httpx.Response:
     asked = {"model": "llama3:8b", "messages": [{"role": "user", "content": "hello"}], "stream": False, **body}
-    return httpx.post(f"{found.url}/api/chat", json=asked, timeout=20)
+    return found.http.post("/api/chat", json=asked)
 
 
 async def test_a_killed_router_loses_nothing_acknowledged_and_finishes_what_was_open(tmp_path: Path, port: int) -> None:
@@ -65,7 +66,7 @@ async def test_a_killed_router_loses_nothing_acknowledged_and_finishes_what_was_
             for worker in workers:
                 await to_thread(worker.join)
         with router(tmp_path, port) as found:
-            health = (await to_thread(httpx.get, f"{found.url}/healthz")).json()
+            health = (await to_thread(found.http.get, "/healthz")).json()
             assert health["requests_open"] == 0
             assert await to_thread(found.stop) == 0
     reader = open_readonly(tmp_path / "latency.db")
@@ -81,19 +82,6 @@ async def test_a_killed_router_loses_nothing_acknowledged_and_finishes_what_was_
     # An answer that a client has had may be missing only if it ended within the last moments before the kill.
     assert len(set(answered[:-40]) - received) == 0
     assert verify_file(tmp_path / "latency.db").ok
-
-
-async def test_a_stopped_router_lets_running_requests_finish(tmp_path: Path, port: int) -> None:
-    async with FakeOllama(tokens=20, delay_ms=20) as node:
-        with router(tmp_path, port) as found:
-            await to_thread(introduce, found, node)
-            answers: list[httpx.Response] = []
-            worker = threading.Thread(target=lambda: answers.append(chat(found)))
-            worker.start()
-            await node.until(lambda: bool(node.asked("/api/chat")))
-            assert await to_thread(found.stop) == 0
-            await to_thread(worker.join)
-            assert answers[0].json()["done"] is True
 
 
 async def test_told_twice_a_router_does_not_wait_for_what_runs(tmp_path: Path, port: int) -> None:
@@ -119,24 +107,18 @@ def chat_in_vain(found: RouterProcess) -> None:
         chat(found)
 
 
-async def test_the_fleet_is_known_again_after_a_restart(tmp_path: Path, port: int) -> None:
-    async with FakeOllama() as node:
-        with router(tmp_path, port) as found:
-            await to_thread(introduce, found, node)
-            assert (await to_thread(chat, found)).status_code == 200
-            await to_thread(found.stop)
-        with router(tmp_path, port) as found:
-            assert (await to_thread(chat, found)).status_code == 200
-            status = (await to_thread(httpx.get, f"{found.url}/fleet/status")).json()
-            assert status["queues"]["node-0:llama3:8b"]["completed"] == 2
+async def test_the_fleet_is_known_again_after_a_restart(tmp_path: Path) -> None:
+    node = FakeOllama()
+    async with fleet(tmp_path, [node]) as found:
+        assert (await found.chat()).status_code == 200
+    async with node, fleet(tmp_path) as found:
+        assert (await found.chat()).status_code == 200
+        assert (await found.status())["queues"]["node-0:llama3:8b"]["completed"] == 2
 
 
-def test_a_second_router_on_one_directory_refuses(tmp_path: Path, port: int) -> None:
-    with router(tmp_path, port), socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        other = probe.getsockname()[1]
-        probe.close()
-        second = refused(tmp_path, other)
+async def test_a_second_router_on_one_directory_refuses(tmp_path: Path, port: int) -> None:
+    async with fleet(tmp_path):
+        second = await to_thread(refused, tmp_path, port)
         assert second.returncode == 1
         assert "latency.db" in second.stderr
         assert "hint:" in second.stderr
@@ -196,7 +178,7 @@ async def test_a_full_disk_stops_the_log_and_not_the_service(tmp_path: Path, por
             health: dict[str, Any] = {}
             for _ in range(400):
                 assert (await to_thread(chat, found)).status_code == 200
-                health = (await to_thread(httpx.get, f"{found.url}/healthz")).json()
+                health = (await to_thread(found.http.get, "/healthz")).json()
                 if health["status"] == "degraded":
                     break
             assert health["status"] == "degraded"
@@ -204,7 +186,7 @@ async def test_a_full_disk_stops_the_log_and_not_the_service(tmp_path: Path, por
             assert (await to_thread(chat, found)).status_code == 200
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
             for _ in range(200):
-                health = (await to_thread(httpx.get, f"{found.url}/healthz")).json()
+                health = (await to_thread(found.http.get, "/healthz")).json()
                 if health["status"] == "ok" and not health["log"]["queued"]:
                     break
                 await to_thread(threading.Event().wait, 0.05)

@@ -96,7 +96,10 @@ async def fleet(home: Path, nodes: Sequence[FakeOllama] = (), **flags: Any) -> A
     """Run a router with these nodes, named `node-0`, `node-1`, … in order, each of which has reported once."""
     async with AsyncExitStack() as stack:
         router = await stack.enter_async_context(running(settings(home, **flags)))
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=router.url, timeout=20.0))
+        # Certificates that nobody needs here take 40 ms to load.
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=router.url, timeout=20.0, verify=False, trust_env=False)
+        )
         found = Fleet(router, client, home)
         for number, node in enumerate(nodes):
             found.nodes[f"node-{number}"] = await stack.enter_async_context(node)

@@ -778,13 +778,28 @@ async def test_a_silent_node_is_a_timeout_and_learns_that_we_left(said: bytes) -
 async def test_a_node_that_says_little_but_often_is_not_silent() -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
-        for byte in CHUNKED[:20]:
-            await peer.say(bytes([byte]))
+        await peer.say(CHUNKED)
+        for _ in range(20):
+            await peer.say(b"1\r\n.\r\n")
             await asyncio.sleep(0.05)
-        await peer.say(CHUNKED[20:] + b"0\r\n\r\n")
+        await peer.say(b"0\r\n\r\n")
 
     async with node(script) as at, upstream(read_timeout_s=0.6) as client:
-        assert await get(client, at) == b""
+        assert await get(client, at) == b"." * 20
+
+
+@on_both_loops
+async def test_a_head_that_trickles_in_is_no_sign_of_life() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        with suppress(ConnectionError):
+            for byte in CHUNKED:
+                await peer.say(bytes([byte]))
+                await asyncio.sleep(0.05)
+
+    async with node(script) as at, upstream(read_timeout_s=0.3) as client:
+        with pytest.raises(NodeTimeout):
+            await get(client, at)
 
 
 @on_both_loops

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.dispatch.http1 import HEAD_MAX_BYTES, UNREAD_MAX_BYTES, Connection, request_head
+from herd.dispatch.outbox import Outbox
 from herd.errors import NodeUnreachable, UpstreamError
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -49,10 +50,18 @@ class Wire(asyncio.Transport):
         self.paused = False
 
 
+class Prompt(Outbox):
+    """An outbox that holds nothing back: here is no loop that could take turns."""
+
+    def post(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        transport.write(data)
+
+
 def connect(wire: Wire, idle: list[Connection] | None = None) -> Connection:
     """Return a connection over `wire`, which notes in `idle` each time that it may be used again."""
     connection = Connection(
         "the node",
+        Prompt(),
         silence_max_s=600,
         idle=([] if idle is None else idle).append,
         lost=lambda _: None,
