@@ -40,7 +40,7 @@ class Journal:
         if isinstance(event, RequestFinished) and event.outcome in ("rejected", "expired"):
             self._refuse(event, recorded.at)
         else:
-            line = _LINES.get(type(event))
+            line = LINES.get(type(event))
             if line is not None:
                 line(event)
 
@@ -63,10 +63,12 @@ def _joined(event: NodeJoined) -> None:
 
 
 def _status(event: NodeStatusChanged) -> None:
-    level = logging.INFO if event.status == "online" else logging.WARNING
     was = f", was {event.was}" if event.was else ""
-    silent = f", silent for {event.silent_ms / 1000:.0f} s" if event.silent_ms else ""
-    logger.log(level, "node %s is %s%s%s", event.node, event.status, was, silent, extra={"node_id": event.node})
+    if event.silent_ms:
+        level, why = logging.WARNING, f": silent for {event.silent_ms / 1000:.0f} s"
+    else:
+        level, why = logging.INFO, f": {event.why}" if event.status == "offline" and event.why else ""
+    logger.log(level, "node %s is %s%s%s", event.node, event.status, was, why, extra={"node_id": event.node})
 
 
 def _drain(event: NodeDrainRequested) -> None:
@@ -93,7 +95,8 @@ def _finished(event: RequestFinished) -> None:
     )  # fmt: skip
 
 
-_LINES: dict[type[Event], Callable[[Any], None]] = {
+#: What each kind of event becomes; no other kind makes a line.
+LINES: dict[type[Event], Callable[[Any], None]] = {
     NodeJoined: _joined,
     NodeStatusChanged: _status,
     NodeDrainRequested: _drain,

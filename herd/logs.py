@@ -6,7 +6,10 @@ record and goes on; one thread formats and writes. Neither a full disk nor a rea
 
 import atexit
 import logging
+import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, TimedRotatingFileHandler
@@ -20,6 +23,9 @@ from herd.errors import SettingsError
 
 FILES_KEPT = 30
 QUEUE_MAX_RECORDS = 10_000
+
+#: How often at most the writer looks whether its file is still where its name says, seconds.
+LOOK_EVERY_S = 1.0
 
 #: What a line says it is about, when the call site gave it with `extra=`.
 SUBJECTS = ("request_id", "node_id", "model", "queue_key")
@@ -104,14 +110,18 @@ class Enqueue(QueueHandler):
 class JsonFile(TimedRotatingFileHandler):
     """The log file. When it cannot be written the console hears of it once, and again only after a recovery."""
 
-    def __init__(self, path: Path, console: logging.Handler) -> None:
+    def __init__(self, path: Path, console: logging.Handler, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         super().__init__(path, when="midnight", utc=True, backupCount=FILES_KEPT, delay=True, encoding="utf-8")
         self.setFormatter(JsonLine())
         self._console = console
         self._error: BaseException | None = None
+        self._monotonic_s = monotonic_s
+        self._look_at_s = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
+        if self._is_gone(self._monotonic_s()):
+            self._let_go()
         before, self._error = self._error, None
         super().emit(record)
         if self._error is not None and before is None:
@@ -121,6 +131,20 @@ class JsonFile(TimedRotatingFileHandler):
         """Remember what went wrong, and let go of the file so that the next line tries afresh."""
         del record
         self._error = sys.exc_info()[1]
+        self._let_go()
+
+    def _is_gone(self, now_s: float) -> bool:
+        """Whether somebody has moved or deleted the file since: it would take lines, and nobody could read them."""
+        if self.stream is None or now_s < self._look_at_s:
+            return False
+        self._look_at_s = now_s + LOOK_EVERY_S
+        try:
+            here = Path(self.baseFilename).stat()
+        except OSError:
+            return True
+        return not os.path.samestat(here, os.fstat(self.stream.fileno()))
+
+    def _let_go(self) -> None:
         stream = self.stream
         self.stream = None  # pyright: ignore[reportAttributeAccessIssue] - logging itself does this to reopen
         if stream:
@@ -154,25 +178,30 @@ class JsonLine(logging.Formatter):
 class ConsoleLine(logging.Formatter):
     """A line for a person. What nodes and clients sent is in it, so it carries no control character to the terminal."""
 
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its newline."""
         return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in super().format(record))
 
 
+class ColouredLine(ConsoleLine):
+    """The same line with its level in a colour, so that trouble is seen among much that is none."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its newline."""
+        level = f"{record.levelname:<7}"
+        colour = "31" if record.levelno >= logging.ERROR else "33" if record.levelno >= logging.WARNING else "2"
+        return super().format(record).replace(level, f"\x1b[{colour}m{level}\x1b[0m", 1)
+
+
 def console_handler() -> logging.Handler:
     """Return a handler for stderr: coloured on a terminal, plain where a service manager collects it."""
-    if not sys.stderr.isatty():
-        plain = logging.StreamHandler()
-        plain.setFormatter(ConsoleLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        return plain
-    # A service has no terminal, and its agent must stay small: rich is loaded only for people.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.highlighter import NullHighlighter  # noqa: PLC0415
-    from rich.logging import RichHandler  # noqa: PLC0415
-
-    rich = RichHandler(console=Console(stderr=True), show_path=False, highlighter=NullHighlighter())
-    rich.setFormatter(ConsoleLine("%(message)s"))
-    return rich
+    handler = logging.StreamHandler()
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    handler.setFormatter(ColouredLine() if coloured else ConsoleLine())
+    return handler
 
 
 def warning(text: str, *args: object) -> logging.LogRecord:

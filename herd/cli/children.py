@@ -38,8 +38,10 @@ class Children:
                 raise StartupError(f"{name} ended with code {process.returncode}", hint=f"See {self._logs}.")
 
     def stop(self) -> None:
-        """Stop all of them, the last that was started first."""
-        stop([(process, grace_s) for _, process, grace_s in reversed(self._started)])
+        """Stop all of them, the last that was started first; those that are stopped already stay so."""
+        ending = [(process, grace_s) for _, process, grace_s in reversed(self._started)]
+        self._started.clear()
+        stop(ending)
 
 
 @contextmanager
@@ -49,6 +51,11 @@ def children(logs: str) -> Generator[Children]:
     with interrupts():
         try:
             yield kept
+        except KeyboardInterrupt:
+            click.echo("\nStopping when running requests are finished. Ctrl-C again does not wait for them.", err=True)
+            kept.stop()
+            click.echo("Stopped.", err=True)
+            raise
         finally:
             kept.stop()
 
@@ -61,7 +68,7 @@ def stop(processes: list[tuple[Process, float]]) -> None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(grace_s)
     except KeyboardInterrupt:
-        click.echo("Stopping at once …", err=True)
+        click.echo("Stopping at once.", err=True)
     finally:
         for process, _ in processes:
             with suppress(ProcessLookupError):

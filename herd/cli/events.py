@@ -14,7 +14,7 @@ import msgspec
 from events.recorded import Recorded
 from events.types import Event
 from herd.cli import options
-from herd.cli.output import moment, plain, print_json
+from herd.cli.output import count, indented, local_time, plain, print_json, terminal_columns, width
 from herd.cli.program import BAD_NEWS, OK, UNREACHABLE, Unreachable, notes
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ POLL_S = 0.5
 
 #: Fields of an object that a line for a person shows; a larger one is only counted, and whole with --json.
 FIELDS_MAX = 8
+#: Words of a list that a line for a person shows, together; longer lists are only counted.
+WORDS_MAX_CHARACTERS = 60
+
+#: How far the details of an event stand from the left where they do not fit its first line.
+DETAILS_INDENT = 8
 
 #: Every event type by its tag.
 TYPES: dict[str, type[Event]] = {str(kind.__struct_config__.tag): kind for kind in get_args(Event)}
@@ -45,9 +50,16 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group()
+@click.group(
+    epilog=notes(
+        "herd events list --type request.finished",
+        "herd events tail",
+        "herd events export --output history.jsonl",
+        "herd events verify",
+    )
+)
 def events() -> None:
-    """Look into the log: list, tail, export, verify.
+    """Look into the log: list, follow, export or verify it.
 
     All of them read the database file, whether or not the router runs, and never write to it.
     """
@@ -63,7 +75,7 @@ def events() -> None:
     ),
 )
 @filters
-@click.option("--after", type=click.IntRange(0), help="Only events after this position; begins there.")
+@click.option("--after", type=click.IntRange(0), help="Begin after this position, instead of showing the newest.")
 @click.option("--until", type=click.IntRange(0), help="Only events up to this position.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many events.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, as `export` does.")
@@ -77,7 +89,10 @@ def list_events(
     limit: int,
     as_json: bool,
 ) -> int:
-    """Show events in the order in which they happened: the newest, or with --after the first after a position."""
+    """Show the newest events, or those after a position.
+
+    The position of an event is its number in the log, which its line begins with. The newest stand last.
+    """
     types = types_of(tags)
     with opened(data_dir) as reader:
         newest = after is None
@@ -85,6 +100,8 @@ def list_events(
         shown = list(islice(found, limit))
     for recorded in reversed(shown) if newest else shown:
         show(recorded, as_json)
+    if not shown and not as_json:
+        click.echo("No event matches.", err=True)
     return OK
 
 
@@ -145,7 +162,7 @@ def export(
     form: str,
     output: Path | None,
 ) -> int:
-    """Write events, one JSON object a line, in the order of the log.
+    """Write events as JSON lines, in the order of the log.
 
     A file appears under its name only when it is complete. `herd replay verify --log FILE` reads it.
     """
@@ -160,7 +177,7 @@ def export(
             with part.open("wb") as file:
                 written = write(found, file)
             part.replace(output)
-    click.echo(f"{written} events exported", err=True)
+    click.echo(f"{count(written, 'event')} exported", err=True)
     return OK
 
 
@@ -189,12 +206,15 @@ def write(found: Iterable[Recorded], file: Any) -> int:
 @options.data_dir
 @options.json_flag
 def verify(data_dir: str | None, as_json: bool) -> int:
-    """Build every view anew from the whole log, and compare it with what is kept: snapshot and request traces."""
+    """Compare what is kept with the whole log.
+
+    Builds every view anew from the first event on, and compares it with the snapshot and the request traces.
+    """
     from projections.runner import verify_file  # noqa: PLC0415 - see `opened`
 
     result = verify_file(log_path(data_dir))
     if as_json:
-        print_json(msgspec.structs.asdict(result) | {"ok": result.ok})
+        print_json({"ok": result.ok} | msgspec.structs.asdict(result))
     else:
         show_verification(result)
     return OK if result.ok else BAD_NEWS
@@ -204,7 +224,8 @@ def show_verification(result: "Verification") -> None:
     """Print what a verification found, for a person."""
     snapshot = f"the snapshot at {result.snapshot_seq}" if result.snapshot_seq is not None else "no snapshot"
     click.echo(
-        f"{result.events} events read up to position {result.seq}, compared with {snapshot} and {result.rows} traces"
+        f"{count(result.events, 'event')} read up to position {result.seq}, "
+        f"compared with {snapshot} and {count(result.rows, 'trace')}"
     )
     for seam in result.seams:
         click.echo(plain(f"  {seam.sentence}"))
@@ -217,7 +238,7 @@ def show_verification(result: "Verification") -> None:
             "A rebuild equals what is kept." if not result.not_comparable else "All that is comparable is equal."
         )
     else:
-        click.echo(f"{result.differences_found} differences.")
+        click.echo(f"{count(result.differences_found, 'difference')}.")
 
 
 @contextmanager
@@ -259,21 +280,30 @@ def show(recorded: Recorded, as_json: bool) -> None:
     if as_json:
         click.echo(jsonl.dump(recorded))
         return
+    for line in sentence(recorded, terminal_columns()):
+        click.echo(line)
+
+
+def sentence(recorded: Recorded, width_columns: int | None) -> list[str]:
+    """Return an event as one line, or where the terminal is too narrow for that, folded between words."""
     fields: dict[str, Any] = msgspec.to_builtins(recorded.event)
     tag = fields.pop("type")
     subject, _, name = recorded.stream.partition("/")
     if name:
         fields.pop(subject, None)
-    details = " ".join(f"{field}={brief(value)}" for field, value in fields.items())
-    line = f"{recorded.seq:>8}  {moment(recorded.at)}  {recorded.stream}  {click.style(tag, bold=True)}  "
-    click.echo(line + plain(details))
+    head = f"{recorded.seq:>6}  {local_time(recorded.at)}  "
+    details = plain("  ".join([recorded.stream, *(f"{field}={brief(value)}" for field, value in fields.items())]), "")
+    if width_columns is None or width(f"{head}{tag}  {details}") <= width_columns:
+        return [f"{head}{click.style(tag, bold=True)}  {details}"]
+    return [head + click.style(tag, bold=True), *indented(details, width_columns, DETAILS_INDENT)]
 
 
 def brief(value: Any) -> str:
     """Return a field in few characters: long lists and objects by their length, text quoted where it has gaps."""
     if isinstance(value, list | tuple):
         items = cast("Sequence[Any]", value)
-        return ",".join(items) if all(isinstance(item, str) for item in items) else f"[{len(items)}]"
+        words = ",".join(items) if all(isinstance(item, str) for item in items) else ""
+        return words if words and len(words) <= WORDS_MAX_CHARACTERS else f"[{len(items)}]"
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
         if len(fields) > FIELDS_MAX:
@@ -281,5 +311,5 @@ def brief(value: Any) -> str:
         return "{" + " ".join(f"{name}={brief(field)}" for name, field in fields.items()) + "}"
     if isinstance(value, float):
         return f"{value:g}"
-    text = str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     return f'"{text}"' if isinstance(value, str) and (not text or " " in text) else text

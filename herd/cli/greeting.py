@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from herd.cli.ask import ask
-from herd.cli.output import number, plain
+from herd.cli.output import duration, indented, number, plain, terminal_columns
 from herd.cli.program import BAD_NEWS, complain
 from herd.cli.status import FleetStatus, Node, parse
 from herd.cli.traces import Traces
@@ -22,7 +22,7 @@ ANSWER_WAIT_S = 300.0
 #: How long the trace of an answer may take to be stored, seconds.
 TRACE_WAIT_S = 5.0
 #: Pause between two looks at something that will come, seconds.
-POLL_S = 0.3
+POLL_S = 0.1
 #: Longest first answer, tokens: this is a greeting.
 ANSWER_MAX_TOKENS = 80
 #: Models that are tried for the first answer before it is left to the user.
@@ -138,10 +138,11 @@ def show_decision(url: str, request: str) -> None:
     points = ", ".join(f"{name} {value:+g}" for name, value in trace.scores_breakdown.items() if name != "total")
     node = next((node for node in fleet(url).nodes if node.node_id == trace.node_id), None)
     click.echo(f"\n{click.style('Decision', bold=True)} {plain(trace.request_id)}")
-    click.echo(f"  node     {plain(trace.node_id)} with {number(trace.score, 1)} points: {points}")
+    chosen = indented(f"{plain(trace.node_id)} with {number(trace.score, 1)} points: {points}", terminal_columns(), 11)
+    click.echo("\n".join(chosen).replace(" " * 11, "  node     ", 1))
     click.echo(
-        f"  timing   first token after {number(trace.time_to_first_token_ms)} ms, "
-        f"{number(trace.completion_tokens)} tokens in {number(trace.latency_ms)} ms"
+        f"  timing   first token after {duration(trace.time_to_first_token_ms)}, "
+        f"{number(trace.completion_tokens)} tokens in {duration(trace.latency_ms)}"
     )
     if node is not None:
         click.echo(f"  engine   {engine(node)}")

@@ -33,6 +33,7 @@ from herd.cli.program import BAD_NEWS, OK, Program, notes
     type=click.Choice(["auto", "ollama", "embedded"]),
     help="auto: Ollama where it answers, else the built-in llama.cpp with a small model.  [default: auto]",
 )
+@click.option("--data-dir", help="Directory of log files and downloads.  [default: ~/.fleet-manager]")
 @click.option(
     "--log-level",
     "console_log_level",

@@ -9,6 +9,7 @@ import msgspec
 
 from herd import settings
 from herd.cli.program import warn
+from herd.errors import SettingsError
 from herd.settings import ENV_FILE_VARIABLE, NODE_PREFIX, ROUTER_PREFIX, Loaded, NodeSettings, RouterSettings
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -22,7 +23,7 @@ url = click.option("--url", help="Address of the router.  [default: FLEET_HOST a
 
 FLAGS = (
     click.option("--host", help="Address to listen on.  [default: 0.0.0.0]"),
-    click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: 11435]"),
+    click.option("--port", metavar="NUMBER", help="Port to listen on.  [default: 11435]"),
     data_dir,
     click.option("--policy", help="Routing policy.  [default: classic]"),
     click.option("--mdns/--no-mdns", default=None, help="Announce the router on the local network.  [default: yes]"),
@@ -43,8 +44,23 @@ def router_flags(command: C) -> C:
 
 
 def router_settings(**flags: Any) -> Loaded[RouterSettings]:
-    """Return the router's settings as these flags, the environment and the env file make them."""
-    return settings.load(RouterSettings, ROUTER_PREFIX, flags=flags, file=settings.read_env_file(settings.env_file()))
+    """Return the router's settings as these flags, the environment and the env file make them.
+
+    Raises `SettingsError` for what has no sense, a policy that does not exist included.
+    """
+    file = settings.read_env_file(settings.env_file())
+    loaded = settings.load(RouterSettings, ROUTER_PREFIX, flags=flags, file=file)
+    if loaded.origins["policy"] != "default":
+        must_exist(loaded.values.policy)
+    return loaded
+
+
+def must_exist(policy: str) -> None:
+    """Raise `SettingsError` for a routing policy that this release does not have."""
+    from herd.routing import POLICIES  # noqa: PLC0415 - hardly anybody chooses one, and `herd status` is quicker without
+
+    if policy not in POLICIES:
+        raise SettingsError(f"there is no routing policy {policy!r}", hint=f"Use one of: {', '.join(POLICIES)}.")
 
 
 def node_settings(**flags: Any) -> Loaded[NodeSettings]:

@@ -6,21 +6,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from events.recorded import Recorded
 from events.store import StoreError
 from herd.cli import options
 from herd.cli.events import opened
-from herd.cli.output import plain, print_json
+from herd.cli.output import count, plain, print_json
 from herd.cli.program import BAD_NEWS, OK, UNREACHABLE, Unreachable, complain, notes
 
 if TYPE_CHECKING:
     from herd.replay.verify import Report
 
 
-@click.group()
+@click.group(
+    epilog=notes(
+        "herd replay verify",
+        "herd events export -o history.jsonl && herd replay verify --log history.jsonl",
+    )
+)
 def replay() -> None:
-    """Ask the log again: verify."""
+    """Decide again what was decided, and compare."""
 
 
 @replay.command(
@@ -38,8 +44,9 @@ def replay() -> None:
 @click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="A file that `herd events export` wrote.")
 @options.json_flag
 def verify(data_dir: str | None, log: Path | None, as_json: bool) -> int:
-    """Re-ask every recorded decision under its recorded policy, and compare scores and choice bit for bit.
+    """Ask every recorded decision again, and compare.
 
+    Each is asked under the policy that made it, and scores and choice must come out the same, bit for bit.
     Reads the database of the log, whether or not the router runs, or with --log an exported file.
     """
     if log is not None and data_dir is not None:
@@ -50,7 +57,7 @@ def verify(data_dir: str | None, log: Path | None, as_json: bool) -> int:
     with recorded_in(log) if log is not None else from_database(data_dir) as events:
         report = ask_again(events, POLICIES)
     if as_json:
-        print_json(report)
+        print_json({"ok": report.ok} | msgspec.structs.asdict(report))
     else:
         show(report)
     return OK if report.ok else BAD_NEWS
@@ -92,11 +99,16 @@ def lines_of(file: Iterator[bytes], log: Path) -> Iterator[Recorded]:
 def show(report: "Report") -> None:
     """Print the report for a person."""
     asked = report.decisions - report.not_checkable
-    click.echo(f"{report.events} events read, {asked} decisions asked again, {report.identical} identical")
+    click.echo(
+        f"{count(report.events, 'event')} read, {count(asked, 'decision')} asked again, {report.identical:,} identical"
+    )
     for seam in report.seams:
         click.echo(f"  {plain(seam.sentence)}")
     if report.seams:
-        click.echo(f"{report.not_checkable} decisions are not checkable: their router had lost events ({report.lost}).")
+        click.echo(
+            f"{count(report.not_checkable, 'decision')} cannot be checked: "
+            f"the router that made them had lost {count(report.lost, 'event')}."
+        )
     for difference in report.differences:
         click.echo(f"  {plain(difference.sentence)}")
     for policy, reason in report.unknown_policies.items():
@@ -109,4 +121,4 @@ def show(report: "Report") -> None:
         which = "Every other" if report.not_checkable else "Every"
         click.echo(f"{which} recorded decision comes out the same, bit for bit.")
     else:
-        click.echo(f"{asked - report.identical} decisions could not be reproduced.")
+        click.echo(f"{count(asked - report.identical, 'decision')} could not be reproduced.")

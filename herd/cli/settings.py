@@ -13,7 +13,7 @@ from herd.cli.options import (
     unknown_variables,
     warn_of_unknown_variables,
 )
-from herd.cli.output import print_json, print_table
+from herd.cli.output import Column, print_json, print_table
 from herd.cli.program import BAD_NEWS, OK, notes
 from herd.settings import (
     NODE_PREFIX,
@@ -25,6 +25,8 @@ from herd.settings import (
     catalogue,
     env_file,
 )
+
+COLUMNS = (Column("variable", 0), Column("value", 0), Column("from", 0), Column("meaning", 1, folds=True))
 
 
 class Effective(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,10 +63,9 @@ def settings(as_json: bool, **flags: Any) -> int:
         print_json({"env_file": str(env_file()), "router": router, "node": node, "unknown": strange})
     else:
         for title, found in (("herd", router), ("herd-node", node)):
-            click.echo(f"Settings of {title}")
-            print_table(
-                ("variable", "value", "from", "meaning"), [(s.variable, shown(s), s.origin, s.about) for s in found]
-            )
+            click.echo(f"Settings of {title}:\n")
+            print_table(COLUMNS, [(s.variable, shown(s), s.origin, s.about) for s in found])
+            click.echo()
         click.echo(f"Env file: {env_file()}")
         warn_of_unknown_variables()
     return BAD_NEWS if strange else OK

@@ -5,7 +5,7 @@ import msgspec
 
 from herd.cli import options
 from herd.cli.ask import ask, not_herd
-from herd.cli.output import number, print_json, print_table
+from herd.cli.output import Column, count, number, print_json, print_table
 from herd.cli.program import BAD_NEWS, OK, UNREACHABLE, notes
 
 
@@ -122,23 +122,42 @@ def parse(body: bytes, address: str) -> FleetStatus:
         raise not_herd(address, "answered, but not with the status of a fleet") from error
 
 
+NODES = (
+    Column("node", 0),
+    Column("status", 0),
+    Column("engine", 4),
+    Column("cpu", 3, right=True),
+    Column("memory", 2),
+    Column("disk free", 7, right=True),
+    Column("in memory", 1, folds=True),
+    Column("on disk", 6, right=True),
+    Column("last seen", 5, right=True),
+)
+QUEUES = (
+    Column("queue", 0),
+    Column("waiting", 0, right=True),
+    Column("running", 0, right=True),
+    Column("done", 1, right=True),
+    Column("failed", 2, right=True),
+)
+
+
 def show(found: FleetStatus) -> None:
     """Print the status for a person."""
     fleet = found.fleet
     click.echo(
-        f"{fleet.nodes_online} of {fleet.nodes_total} nodes online, {fleet.models_loaded} models in memory, "
-        f"{fleet.requests_active} requests running"
+        f"{fleet.nodes_online:,} of {count(fleet.nodes_total, 'node')} online, "
+        f"{count(fleet.models_loaded, 'model')} in memory, {count(fleet.requests_active, 'request')} running"
     )
     if not found.nodes:
         click.echo("Run `herd-node` on each machine that has models; it finds the router by itself.")
         return
-    print_table(
-        ("node", "status", "engine", "cpu", "memory", "disk free", "in memory", "models on disk", "last seen"),
-        [row(node) for node in found.nodes],
-    )
+    click.echo()
+    print_table(NODES, [row(node) for node in found.nodes])
     if found.queues:
+        click.echo()
         print_table(
-            ("queue", "waiting", "running", "done", "failed"),
+            QUEUES,
             [(name, *map(str, (q.pending, q.in_flight, q.completed, q.failed))) for name, q in found.queues.items()],
         )
 
@@ -155,6 +174,6 @@ def row(node: Node) -> tuple[str, ...]:
         f"{node.memory.used_gb:.1f} of {node.memory.total_gb:.1f} GiB{pressure}" if node.memory else "-",
         number(node.disk.available_gb if node.disk else None, unit=" GiB"),
         ", ".join(model.name for model in node.ollama.models_loaded) or "-",
-        str(len(node.ollama.models_available)),
+        count(len(node.ollama.models_available), "model"),
         number(node.last_heartbeat_age_s, 1, " s ago"),
     )

@@ -23,7 +23,7 @@ PROMPT = "What is the capital of France? Answer in one short sentence."
 #: How long the router may take to answer its first question, seconds.
 ROUTER_WAIT_S = 30.0
 #: Pause between two looks at something that will come, seconds.
-POLL_S = 0.3
+POLL_S = 0.1
 #: How long a process may take to stop beyond what its settings grant to running requests, seconds.
 STOP_WAIT_S = 10.0
 
@@ -43,10 +43,10 @@ STOP_WAIT_S = 10.0
 @click.option("--prompt", default=PROMPT, help="The first question.")
 @click.option("--once", is_flag=True, help="Stop after the first answer.")
 def up(engine: str | None, prompt: str, once: bool, **flags: Any) -> int:
-    """Start a router and a node agent on this machine, ask a first question, and keep both until Ctrl-C.
+    """Start a router and a node here, and ask a first question.
 
-    Where Ollama runs on this machine, it answers. Where it does not, the agent brings a small model and an engine of
-    its own, which it downloads once.
+    Both run until Ctrl-C. Where Ollama runs on this machine, it answers. Where it does not, the agent brings a small
+    model and an engine of its own, which it downloads once.
     """
     router = options.router_settings(**flags)
     options.warn_of_unknown_variables()

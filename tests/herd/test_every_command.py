@@ -262,6 +262,16 @@ def test_every_command_explains_itself(tmp_path: Path, path: tuple[str, ...], co
     assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option))
 
 
+@pytest.mark.parametrize(("path", "command"), [param for param in ALL if param not in LEAVES])
+def test_every_list_of_commands_has_whole_sentences_in_a_narrow_terminal(
+    tmp_path: Path, path: tuple[str, ...], command: click.Command
+) -> None:
+    del command
+    listed = herd(tmp_path, *path, "--help").stdout.partition("Commands:")[2].partition("Example")[0]
+    assert listed
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize(("path", "command"), LEAVES)
 def test_every_command_shows_an_example_of_itself_and_its_exit_codes(
     tmp_path: Path, path: tuple[str, ...], command: click.Command
@@ -270,6 +280,15 @@ def test_every_command_shows_an_example_of_itself_and_its_exit_codes(
     help_text = herd(tmp_path, *path, "--help").stdout
     assert re.search(r"^  Examples?:\n    .*" + re.escape(" ".join(("herd", *path))), help_text, re.MULTILINE)
     assert re.search(r"^  Exit codes:\n    \d  \w", help_text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("path", "command"), [param for param in ALL if param not in LEAVES])
+def test_every_group_shows_examples_of_its_commands(
+    tmp_path: Path, path: tuple[str, ...], command: click.Command
+) -> None:
+    del command
+    help_text = herd(tmp_path, *path, "--help").stdout
+    assert re.search(r"^  Examples:\n    " + re.escape(" ".join(("herd", *path))), help_text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("path", "command"), LEAVES)
@@ -383,6 +402,12 @@ def test_an_interrupted_command_exits_as_shells_expect() -> None:
     assert CliRunner().invoke(broken(KeyboardInterrupt()), ["fall"]).exit_code == INTERRUPTED
 
 
+@pytest.mark.parametrize("command", [(), ("serve",), ("up",), ("settings",)])
+def test_a_policy_that_does_not_exist_is_answered_with_those_that_do(tmp_path: Path, command: tuple[str, ...]) -> None:
+    failed_well(herd(tmp_path, *command, "--policy=bogus"), 2, "no routing policy 'bogus'", ", ".join(POLICIES))
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- herd settings --------------------------------------------------------------------------------------------------
 
 
@@ -438,7 +463,7 @@ def test_status_is_a_table_for_people(tmp_path: Path) -> None:
     with answering(fleet_status=status_body(*BUSY)) as url:
         result = herd(tmp_path, "status", "--url", url.removeprefix("http://"))
     assert result.exit_code == 0
-    assert "1 of 1 nodes online" in result.stdout
+    assert "1 of 1 node online, 1 model in memory, 0 requests running" in result.stdout
     assert re.search(r"ash +online +Ollama .* llama3:latest +2 ", result.stdout)
     assert re.search(r"ash:llama3:latest +0 +0 +1 +0", result.stdout)
 
@@ -503,7 +528,7 @@ def test_traces_can_be_filtered(written: Path) -> None:
 def test_traces_are_a_table_for_people_and_errors_are_text(written: Path) -> None:
     result = herd(written, "traces", database_of(written))
     assert re.search(r"r3 +completed +llama3:latest", result.stdout)
-    assert "r2: [red]ash[/red]" in result.stdout
+    assert re.search(r" r2 .*\n    \[red\]ash\[/red\]", result.stdout)
     assert "\x1b" not in result.stdout
 
 
@@ -523,6 +548,15 @@ def test_traces_come_from_the_file_where_no_router_runs(written: Path) -> None:
 def test_traces_of_a_router_that_was_named_do_not_come_from_elsewhere(written: Path) -> None:
     result = herd(written, "traces", "--url", "http://127.0.0.1:1", FLEET_DATA_DIR=str(written))
     failed_well(result, 3, "cannot reach the router")
+
+
+def test_traces_come_from_one_place(written: Path) -> None:
+    failed_well(herd(written, "traces", "--url=x", database_of(written)), 2, "--url and --data-dir")
+
+
+@pytest.mark.parametrize(("flag", "allowed"), [("--limit=0", "1<=x<=1000"), ("--status=bogus", "client_disconnected")])
+def test_traces_refuse_a_filter_without_sense_and_say_what_is_allowed(written: Path, flag: str, allowed: str) -> None:
+    failed_well(herd(written, "traces", flag), 2, flag.partition("=")[0], allowed)
 
 
 def test_traces_of_no_log_are_explained(tmp_path: Path) -> None:
@@ -569,8 +603,15 @@ def test_an_event_type_that_does_not_exist_is_answered_with_those_that_do(writte
 
 def test_events_are_lines_for_people_and_their_text_is_text(written: Path) -> None:
     result = herd(written, "events", "list", database_of(written), "--type", "request.finished")
-    assert re.search(r"2026-01-01T00:00:\S+\+00:00  request/r2  request.finished  outcome=failed", result.stdout)
+    assert re.search(r"2026-01-0\d \d\d:\d\d:\d\d  request.finished  request/r2  outcome=failed", result.stdout)
     assert "\x1b" not in result.stdout
+
+
+def test_a_list_without_events_says_so_to_people_and_is_empty_for_programs(written: Path) -> None:
+    result = herd(written, "events", "list", database_of(written), "--stream", "node/elm")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No event matches.\n")
+    result = herd(written, "events", "list", database_of(written), "--stream", "node/elm", "--json")
+    assert (result.exit_code, result.output) == (0, "")
 
 
 def test_an_export_can_be_loaded_again(written: Path) -> None:
@@ -585,7 +626,7 @@ def test_an_export_to_a_file_appears_when_it_is_complete(written: Path, tmp_path
     result = herd(written, "events", "export", database_of(written), "-o", str(output), "--type", "router")
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert result.stderr == "1 events exported\n"
+    assert result.stderr == "1 event exported\n"
     assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
     failed_well(herd(written, "events", "export", database_of(written), "-o", str(tmp_path / "no" / "x")), 3)
 
@@ -661,7 +702,7 @@ def test_replay_verifies_every_decision_from_the_database_and_from_an_export(wri
         result = herd(written, "replay", "verify", source, "--json")
         assert result.exit_code == 0
         report = json.loads(result.stdout)
-        assert (report["decisions"], report["identical"]) == (3, 3)
+        assert (report["ok"], report["decisions"], report["identical"]) == (True, 3, 3)
         assert "bit for bit" in herd(written, "replay", "verify", source).stdout
 
 
@@ -670,7 +711,8 @@ def test_replay_finds_a_decision_that_was_tampered_with(written: Path, tmp_path:
     result = herd(written, "replay", "verify", f"--log={log}")
     assert result.exit_code == 1
     assert "score was 1.0" in result.stdout
-    assert json.loads(herd(written, "replay", "verify", f"--log={log}", "--json").stdout)["differing"] == 3
+    report = json.loads(herd(written, "replay", "verify", f"--log={log}", "--json").stdout)
+    assert (report["ok"], report["differing"]) == (False, 3)
 
 
 def test_replay_refuses_a_log_with_a_hole(written: Path, tmp_path: Path) -> None:
@@ -776,22 +818,6 @@ def flags_of_up(home: Path, port: int) -> tuple[str, ...]:
     return ("up", "--host=127.0.0.1", f"--port={port}", database_of(home), "--no-mdns")
 
 
-def test_up_shows_a_first_answer_and_why_it_came_from_there(tmp_path: Path) -> None:
-    with (
-        fake_ollama("--models", "nomic-embed-text@embedding,llama3:8b") as ollama,
-        process(
-            tmp_path, *flags_of_up(tmp_path, free_port()), "--once", "--prompt=Well?", FLEET_NODE_OLLAMA_HOST=ollama
-        ) as running,
-    ):
-        shown, errors = running.communicate(timeout=50)
-    assert running.returncode == 0, errors
-    assert "You: Well?" in shown
-    assert re.search(r"^llama3:8b: \S+", shown, re.MULTILINE)
-    assert re.search(r"node +\S+ with [\d.]+ points: .*thermal [+-]\d", shown)
-    assert re.search(r"engine +Ollama \S+ at http", shown)
-    assert "Traceback" not in errors
-
-
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_up_brings_its_own_engine_and_the_decision_can_be_proved(tmp_path: Path) -> None:
@@ -813,14 +839,18 @@ def test_up_brings_its_own_engine_and_the_decision_can_be_proved(tmp_path: Path)
     assert json.loads(herd(tmp_path, "events", "verify", database_of(tmp_path), "--json").stdout)["ok"] is True
 
 
-def test_ctrl_c_stops_all_that_up_started(tmp_path: Path) -> None:
+def test_up_shows_a_first_answer_and_why_it_came_from_there_and_ctrl_c_stops_all_that_it_started(
+    tmp_path: Path,
+) -> None:
     port = free_port()
     with (
-        fake_ollama("--models", "llama3:8b") as ollama,
-        process(tmp_path, *flags_of_up(tmp_path, port), FLEET_NODE_OLLAMA_HOST=ollama) as running,
+        fake_ollama("--models", "nomic-embed-text@embedding,llama3:8b") as ollama,
+        process(tmp_path, *flags_of_up(tmp_path, port), "--prompt=Well?", FLEET_NODE_OLLAMA_HOST=ollama) as running,
     ):
         assert running.stdout is not None
+        lines: list[str] = []
         for line in running.stdout:
+            lines.append(line)
             if "Ctrl-C stops" in line:
                 break
         started = psutil.Process(running.pid).children(recursive=True)
@@ -828,14 +858,21 @@ def test_ctrl_c_stops_all_that_up_started(tmp_path: Path) -> None:
         running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=50)
     assert running.returncode == 0, errors
+    shown = "".join(lines)
+    assert "You: Well?" in shown
+    assert re.search(r"^llama3:8b: \S+", shown, re.MULTILINE)
+    assert re.search(r"node +\S+ with [\d.]+ points: .*thermal [+-]\d", shown)
+    assert re.search(r"engine +Ollama \S+ at http", shown)
+    assert re.search(r"^Stopping.* Ctrl-C again does not wait.*\nStopped\.$", errors, re.MULTILINE)
+    assert "Traceback" not in errors
     assert not any(child.is_running() for child in started)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
     # In good order: the router said goodbye to its log, after the agent had said goodbye to the router.
     last = herd(tmp_path, "events", "list", database_of(tmp_path), "--json", "--limit=1").stdout
     assert json.loads(last)["event"]["type"] == "router.stopped"
-    gone = herd(tmp_path, "events", "list", database_of(tmp_path), "--json", "--type=node.left").stdout
-    assert gone
+    told = herd(tmp_path, "events", "list", database_of(tmp_path), "--json", "--type=node.status_changed").stdout
+    assert "its agent stopped" in told
 
 
 def test_up_says_that_the_port_is_taken_by_another_program(tmp_path: Path) -> None:
@@ -851,25 +888,11 @@ def test_up_says_that_the_port_is_taken_by_another_program(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("command", [(), ("serve",)])
-def test_the_router_starts_with_and_without_the_word(tmp_path: Path, command: tuple[str, ...]) -> None:
-    port = free_port()
-    flags = ("--host=127.0.0.1", f"--port={port}", database_of(tmp_path), "--no-mdns")
-    with process(tmp_path, *command, *flags) as running:
-        assert running.stderr is not None
-        assert any(f"127.0.0.1:{port}" in line for line in running.stderr)
-        assert herd(tmp_path, "status", FLEET_PORT=str(port)).exit_code == 1  # it answers: no node is online
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(30) == 0
-
-
-def test_a_router_that_cannot_start_says_so_in_one_line(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with process(tmp_path, "serve", "--host=127.0.0.1", f"--port={port}", database_of(tmp_path)) as running:
-            _, errors = running.communicate(timeout=50)
-    assert running.returncode == 1
-    (error, advice) = errors.strip().splitlines()
-    assert error.startswith("error: cannot listen on")
-    assert advice.startswith("hint: ")
+def test_a_router_that_cannot_start_says_so_in_one_line_with_and_without_the_word(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    with answering() as url:
+        port = url.rpartition(":")[2]
+        result = herd(tmp_path, *command, "--host=127.0.0.1", f"--port={port}", database_of(tmp_path))
+    failed_well(result, 1, f"error: cannot listen on 127.0.0.1:{port}", "hint: ")
+    assert len(result.stderr.strip().splitlines()) == 2

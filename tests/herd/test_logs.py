@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -215,6 +217,45 @@ def test_the_file_is_written_again_when_its_directory_comes_back(tmp_path: Path)
     file.close()
     assert json.loads((home / "logs" / "herd.jsonl").read_text())["msg"] == "kept"
     assert len(told) == 1
+
+
+def test_a_log_directory_that_is_deleted_is_made_again_within_a_second(tmp_path: Path) -> None:
+    now_s = 100.0
+    path = tmp_path / "logs" / "herd.jsonl"
+    file = logs.JsonFile(path, logging.NullHandler(), lambda: now_s)
+    file.handle(logs.warning("opens the file"))
+    file.handle(logs.warning("finds it in its place"))
+    shutil.rmtree(tmp_path / "logs")
+    now_s += logs.LOOK_EVERY_S / 2
+    file.handle(logs.warning("not looked yet"))
+    assert not path.exists()
+    now_s += logs.LOOK_EVERY_S / 2
+    file.handle(logs.warning("after"))
+    file.close()
+    assert [json.loads(line)["msg"] for line in path.read_text().splitlines()] == ["after"]
+
+
+def test_a_log_file_that_was_moved_aside_gets_a_successor_of_the_same_name(tmp_path: Path) -> None:
+    seconds = iter(range(10))
+    path = tmp_path / "logs" / "herd.jsonl"
+    file = logs.JsonFile(path, logging.NullHandler(), lambda: next(seconds))
+    file.handle(logs.warning("old"))
+    path.rename(path.with_name("herd.jsonl.1"))
+    path.write_text("")
+    file.handle(logs.warning("new"))
+    file.handle(logs.warning("newer"))
+    file.close()
+    assert [json.loads(line)["msg"] for line in path.read_text().splitlines()] == ["new", "newer"]
+
+
+def test_a_line_for_people_has_the_local_time_its_level_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.console_handler().handle(logs.warning("trouble"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d WARNING trouble\n", capfd.readouterr().err)
+
+
+def test_only_the_level_is_coloured() -> None:
+    line = logs.ColouredLine().format(logs.warning("WARNING \x1b[31mof a node"))
+    assert re.fullmatch(r"\S+ \S+ \x1b\[33mWARNING\x1b\[0m WARNING \ufffd\[31mof a node", line)
 
 
 def test_configuring_again_replaces_the_first_configuration(tmp_path: Path) -> None:
