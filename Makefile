@@ -7,6 +7,9 @@ RUN    ?=
 BENCH  ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Compiling the tests, the packages and the router anew at each start costs a third of the time that tests take.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run check test bench bench-tools docs lock clean format
 
@@ -43,15 +46,24 @@ run: $(VENV)/.run ## Start a router and an agent here and ask a first question; 
 
 # --- work -----------------------------------------------------------------------------------------------------------
 
+# Pyright and the tests run beside each other, for neither keeps two cores busy; what pyright says comes last, whole.
 check: $(VENV)/.dev ## What must be clean before a commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow and not engine"
+	@echo '$(BIN)/pyright & $(BIN)/python -m pytest -m "not slow and not engine"'; \
+	said=$$(mktemp); $(BIN)/pyright >"$$said" 2>&1 & pyright=$$!; \
+	trap 'kill $$pyright 2>/dev/null; rm -f "$$said"' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/python -m pytest -m "not slow and not engine"; tests=$$?; \
+	wait $$pyright; types=$$?; \
+	cat "$$said"; \
+	[ $$types -eq 0 ] || echo "error: pyright failed, see above" >&2; \
+	[ $$tests -eq 0 ] || echo "error: tests failed, see above" >&2; \
+	[ $$types -eq 0 ] && [ $$tests -eq 0 ]
 
-test: check ## Everything that CI runs: also long simulations, and real engines from PyPI
-	$(BIN)/python -m pytest -m "slow or engine"
+# A file stays on one worker, so that each engine that its tests share is started once.
+test: check ## Everything that CI runs: also long simulations, more examples, and real engines from PyPI
+	$(BIN)/python -m pytest -m "slow or engine or hypothesis" --hypothesis-profile thorough --dist loadfile
 
 bench: $(VENV)/.dev ## Measure the router beside direct access, nginx and ollama-herd, and then its parts
 	@command -v nginx >/dev/null || \

@@ -5,9 +5,11 @@ from hypothesis import settings
 
 pytest_plugins = ["tests.engines.fixtures"]
 
-# A deadline per example measures the machine, not the code.
-settings.register_profile("herd", deadline=None)
-settings.load_profile("herd")
+# A deadline per example measures the machine, not the code. `make check` shall stay under a minute, so it asks for few
+# examples where a test does not say how many; `make test` asks again for more.
+settings.register_profile("quick", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=200)
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")

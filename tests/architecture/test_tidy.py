@@ -1,6 +1,7 @@
 """What reviewers would have to remember is checked here instead."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -28,17 +29,21 @@ def pyproject() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def modules() -> Iterator[Path]:
-    """Yield every module of the project, its tests and what benchmarks install aside."""
+@cache
+def modules() -> dict[str, tuple[str, tuple[ast.AST, ...]]]:
+    """Return text and syntax of every module of the project, its tests and what benchmarks install aside."""
+    found: dict[str, tuple[str, tuple[ast.AST, ...]]] = {}
     for package in PACKAGES:
-        yield from (path for path in sorted((ROOT / package).rglob("*.py")) if "build" not in path.parts)
-
-
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-MODULES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in modules()]
+        for folder, folders, files in os.walk(ROOT / package):
+            if "build" in folders:
+                folders.remove("build")
+            for file in files:
+                if file.endswith(".py"):
+                    path = Path(folder, file)
+                    text = path.read_text(encoding="utf-8")
+                    found[str(path.relative_to(ROOT))] = (text, tuple(ast.walk(ast.parse(text))))
+    assert len(found) > 100
+    return found
 
 
 def test_our_alembic_directory_does_not_shadow_the_library() -> None:
@@ -48,26 +53,32 @@ def test_our_alembic_directory_does_not_shadow_the_library() -> None:
     assert "site-packages" in found.stdout, found.stderr
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_every_module_begins_with_its_reason(path: Path) -> None:
-    text = ast.get_docstring(tree(path))
-    if path.name == "__init__.py" and not path.read_text().strip():
-        return
-    assert text, "no docstring"
-    assert text.splitlines()[0].endswith((".", ":", "?")), text.splitlines()[0]
+def test_every_module_begins_with_its_reason() -> None:
+    def begins_well(text: str, module: ast.AST) -> bool:
+        assert isinstance(module, ast.Module)
+        said = ast.get_docstring(module)
+        return not text.strip() or bool(said and said.splitlines()[0].endswith((".", ":", "?")))
+
+    assert [name for name, (text, nodes) in modules().items() if not begins_well(text, nodes[0])] == []
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_no_module_holds_html(path: Path) -> None:
+def test_no_module_holds_html() -> None:
     markup = re.compile(r"</?(html|body|div|span|table|script|style|p|ul|li|h[1-6])\b[^>]*>", re.IGNORECASE)
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            assert not markup.search(node.value), f"line {node.lineno}: pages belong into .html files"
+    found = [
+        f"{name}:{node.lineno}"
+        for name, (_, nodes) in modules().items()
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and markup.search(node.value)
+    ]
+    assert found == [], "pages belong into .html files"
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_every_queue_between_threads_or_tasks_has_a_size(path: Path) -> None:
-    nodes = list(ast.walk(tree(path)))
+def test_every_queue_between_threads_or_tasks_has_a_size() -> None:
+    endless = [f"{name}:{line}" for name, (_, nodes) in modules().items() for line in lines_of_endless_queues(nodes)]
+    assert endless == []
+
+
+def lines_of_endless_queues(nodes: tuple[ast.AST, ...]) -> Iterator[int]:
     imported = {
         alias.asname or alias.name
         for node in nodes
@@ -83,17 +94,17 @@ def test_every_queue_between_threads_or_tasks_has_a_size(path: Path) -> None:
                 pass
             case _:
                 continue
-        assert node.args or any(word.arg == "maxsize" for word in node.keywords), f"line {node.lineno}"
+        if not node.args and not any(word.arg == "maxsize" for word in node.keywords):
+            yield node.lineno
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_no_module_puts_its_types_off(path: Path) -> None:
-    assert "from __future__ import annotations" not in path.read_text()
+def test_no_module_puts_its_types_off() -> None:
+    assert [name for name, (text, _) in modules().items() if "from __future__ import annotations" in text] == []
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_no_module_has_a_name_that_says_nothing(path: Path) -> None:
-    assert path.stem not in {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    saying_nothing = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
+    assert [name for name in modules() if Path(name).stem in saying_nothing] == []
 
 
 @pytest.mark.parametrize("page", generate.PAGES)

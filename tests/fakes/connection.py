@@ -71,6 +71,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._writable = asyncio.Event()
         self._transport: asyncio.Transport | None = None
+        self._ending = False
         self.worker: asyncio.Task[None] | None = None
         """Answers requests while there are any."""
         self._begin()
@@ -85,6 +86,12 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
         await self._writable.wait()
+
+    def finish(self) -> None:
+        """End in good order after the answer that is on its way, if there is one."""
+        self._ending = True
+        if self.idle:
+            self.close()
 
     def close(self) -> None:
         """End in good order: what was written still arrives."""
@@ -167,8 +174,9 @@ class Connection(asyncio.Protocol):
         while self._waiting and self._transport is not None:
             request = self._waiting.popleft()
             await self._answer(request, self)
-            if not request.keep_alive:
+            if self._ending or not request.keep_alive:
                 self.close()
+                return
 
 
 class Reply:
@@ -193,16 +201,15 @@ class Reply:
             await self.end()
             return
         head = self._head(status, content_type, {"content-length": str(len(body))} | headers)
-        await self._hold_back()
-        await self._write(head + (b"" if self._request.method == "HEAD" else body))
+        await self._send_head(head)
+        if body and self._request.method != "HEAD":
+            await self._write(body)
 
     async def open(self, content_type: str, status: int = 200) -> None:
         """Send the head of a streamed answer."""
         self._chunked = self._request.http != "1.0"
         extra = {"transfer-encoding": "chunked"} if self._chunked else {"connection": "close"}
-        head = self._head(status, content_type, extra)
-        await self._hold_back()
-        await self._write(head)
+        await self._send_head(self._head(status, content_type, extra))
 
     async def line(self, line: bytes, error: Callable[[str], bytes], *, flush: bool = True) -> None:
         """Send one line of a stream, at once or with the next; `error` makes a line of a failure's text. Raises Cut."""
@@ -252,15 +259,36 @@ class Reply:
             await self._connection.write(bytes((each,)))
             await asyncio.sleep(0)
 
-    async def _hold_back(self) -> None:
-        if self._faults.first_byte_delay_ms:
-            await asyncio.sleep(self._faults.first_byte_delay_ms / 1000)
+    async def _send_head(self, head: bytes) -> None:
+        faults = self._faults
+        if faults.first_byte_delay_ms:
+            await asyncio.sleep(faults.first_byte_delay_ms / 1000)
+        if faults.endless_head:
+            await self._write(head.removesuffix(b"\r\n"))
+            while True:  # until the client leaves, and this task is cancelled
+                await self._connection.write(b"X-More: %b\r\n" % (b"x" * 1000))
+                await asyncio.sleep(0)
+        if not faults.head_byte_delay_ms:
+            await self._write(head)
+            return
+        for each in head:
+            await asyncio.sleep(faults.head_byte_delay_ms / 1000)
+            await self._connection.write(bytes((each,)))
 
     def _head(self, status: int, content_type: str, extra: dict[str, str]) -> bytes:
         headers = {"date": formatdate(usegmt=True)} | self._headers | extra
         if said := self._faults.content_type or content_type:
             headers["content-type"] = said
+        if self._faults.content_encoding:
+            headers["content-encoding"] = self._faults.content_encoding
         if status == HTTPStatus.NO_CONTENT:
             headers.pop("content-length", None)
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{k.title()}: {v}" for k, v in headers.items())]
+        lines = [f"HTTP/1.1 {status} {_phrase(status)}", *(f"{k.title()}: {v}" for k, v in headers.items())]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"status code {status}"

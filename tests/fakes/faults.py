@@ -26,7 +26,7 @@ class Faults:
     remaining: int | None = None
     """Spoil only this many more requests; None = all."""
     refuse: bool = False
-    """Close the listener and the idle connections, as if the process were gone."""
+    """Close the listener and each connection, a busy one when its answer is complete: a server that stops in order."""
     hang: bool = False
     """Accept and read, and answer nothing."""
     garbage: bool = False
@@ -35,14 +35,22 @@ class Faults:
     busy: bool = False
     """503 with the text of a full queue."""
     status: int = 0
-    """Answer this status instead of doing the work; 0 = off."""
+    """Answer this status instead of doing the work; 0 = off. It may be one that HTTP does not know."""
     status_text: str = "the fake node was told to fail"
     empty_error_body: bool = False
     """Errors of every origin lose their body."""
+    web_page: bool = False
+    """Answer 200 and a page for people, as a proxy or a captive portal in front of the node does."""
     first_byte_delay_ms: float = 0.0
     """Hold the head of the answer back, with the slot taken."""
     content_type: str = ""
     """Say this instead of the true content type."""
+    content_encoding: str = ""
+    """Claim that the body is compressed, which it is not."""
+    endless_head: bool = False
+    """Send header after header, and never a body."""
+    head_byte_delay_ms: float = 0.0
+    """Send the head byte by byte, with so much time before each."""
     trickle: bool = False
     """Write byte by byte, each its own packet."""
     stall_after_lines: int | None = None
@@ -55,6 +63,8 @@ class Faults:
     error_text: str = "an error was encountered while running the model: unexpected EOF"
     big_final_bytes: int = 0
     """Make the final line at least this long."""
+    big_reason_bytes: int = 0
+    """Make the reason why the answer ended this long."""
     missing: tuple[str, ...] = ()
     """Names that the inventory lists and that answer 404."""
 

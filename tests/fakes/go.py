@@ -16,7 +16,22 @@ _KINDS: dict[type[Any], str] = {
     list: "array",
     dict: "object",
 }
-_STRING_FIELDS = ("model", "prompt")
+_DYNAMIC: dict[type[Any], str] = {
+    bool: "bool",
+    int: "float64",
+    float: "float64",
+    str: "string",
+    list: "[]interface {}",
+    dict: "map[string]interface {}",
+}
+_FIELDS: dict[str, tuple[type[Any], str]] = {
+    "model": (str, "string"),
+    "prompt": (str, "string"),
+    "stream": (bool, "bool"),
+    "options": (dict, "map[string]interface {}"),
+}
+_MESSAGES = {"ChatRequest": ("api", "api.Alias"), "ChatCompletionRequest": ("openai", "openai.Message")}
+"""Package of the messages in a request, and the type under which Go reads each of them."""
 
 
 def encode(value: Any) -> bytes:
@@ -45,11 +60,19 @@ def decode(body: bytes, go_type: str) -> dict[str, Any]:
             f"json: cannot unmarshal {_KINDS.get(type(value), 'null')} into Go value of type api.{go_type}"
         )
     fields = {key.lower(): each for key, each in cast("dict[str, Any]", value).items()}
-    for name in _STRING_FIELDS:
-        if not isinstance(fields.get(name), str | None):
-            kind = _KINDS[type(fields[name])]
-            raise ValueError(f"json: cannot unmarshal {kind} into Go struct field {go_type}.{name} of type string")
+    for name, (kind, shown) in _FIELDS.items():
+        _demand(fields.get(name), kind, f"{go_type}.{name}", shown)
+    if go_type in _MESSAGES:
+        package, element = _MESSAGES[go_type]
+        _demand(fields.get("tools"), list, f"{go_type}.tools", "api.Tools" if package == "api" else "[]api.Tool")
+        _demand(fields.get("messages"), list, f"{go_type}.messages", f"[]{package}.Message")
+        fields["messages"] = [_message(each, f"{go_type}.messages", element) for each in fields.get("messages") or ()]
     return fields
+
+
+def type_of(value: Any) -> str:
+    """The name that Go gives to the type of a value that it was not told the type of."""
+    return "<nil>" if value is None else _DYNAMIC[type(value)]
 
 
 def duration_s(text: str) -> float:
@@ -65,3 +88,18 @@ def rfc3339(at_ns: int) -> str:
     """Nanoseconds since the epoch as a UTC time with nine decimals."""
     whole, rest = divmod(at_ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+
+
+def _message(value: Any, field: str, element: str) -> dict[str, Any]:
+    _demand(value, dict, field, element)
+    message = {key.lower(): each for key, each in cast("dict[str, Any]", value or {}).items()}
+    _demand(message.get("role"), str, f"{field}.role", "string")
+    if element == "api.Alias":  # under /v1 a content may also be a list
+        _demand(message.get("content"), str, f"{field}.content", "string")
+    return message
+
+
+def _demand(value: Any, kind: type[Any], field: str, shown: str) -> None:
+    """Raise ValueError unless the value is of that kind or null, which Go takes for nothing."""
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"json: cannot unmarshal {_KINDS[type(value)]} into Go struct field {field} of type {shown}")

@@ -293,7 +293,7 @@ class FakeOllama(FakeServer):
         asked = body.get("model") or ""
         if not asked:
             raise Refused(400, "model is required")
-        messages = [{key.lower(): value for key, value in message.items()} for message in body.get("messages") or ()]
+        messages: list[dict[str, Any]] = body.get("messages") or []
         model = self._find(asked)
         _demand(model, asked, "completion", "chat")
         if body.get("tools") and "tools" not in model.capabilities:
@@ -389,7 +389,7 @@ class FakeOllama(FakeServer):
                         await reply.open(NDJSON)
                         opened = True
                     await reply.line(go.encode(record(text, thinking)) + b"\n", _native_error)
-            final = {"done_reason": job.answer.reason} | last | _metrics(job, started, began, load_s)
+            final = {"done_reason": self.lengthened(job.answer.reason)} | last | _metrics(job, started, began, load_s)
             filler = "x" * self.faults.big_final_bytes
             if not job.streaming:
                 whole = record("".join(job.answer.tokens) + filler, "".join(job.answer.thinking), final=final)
@@ -403,6 +403,8 @@ class FakeOllama(FakeServer):
     async def _embed(self, request: Request, reply: Reply) -> None:
         body = _read(request, "EmbedRequest")
         asked = body.get("model") or ""
+        if not asked:
+            raise Refused(404, "model '' not found")
         model = self._find(asked, f'model "{asked}" not found, try pulling it first')
         texts = _inputs(body.get("input"))
         wish = self._wish(model, body)
@@ -456,6 +458,10 @@ class FakeOllama(FakeServer):
         messages: list[dict[str, Any]] = body.get("messages") or []
         if not messages:
             raise Refused(400, "[] is too short - 'messages'", while_decoding=True)
+        for message in messages:
+            content: Any = message.get("content")
+            if not isinstance(content, str | list) and not message.get("tool_calls"):
+                raise Refused(400, f"invalid message content type: {go.type_of(content)}", while_decoding=True)
         asked = body.get("model") or ""
         if not asked:
             raise Refused(400, "model is required")
@@ -477,7 +483,7 @@ class FakeOllama(FakeServer):
                 message["reasoning"] = "".join(job.answer.thinking)
             if job.answer.calls:
                 message["tool_calls"] = _v1_calls(job.answer.calls)
-            choice = {"index": 0, "message": message, "finish_reason": _v1_reason(job)}
+            choice = {"index": 0, "message": message, "finish_reason": self.lengthened(_v1_reason(job))}
             whole = (
                 identity | {"object": "chat.completion"} | _v1_head(asked) | {"choices": [choice], "usage": _usage(job)}
             )
@@ -498,7 +504,7 @@ class FakeOllama(FakeServer):
             return
         async with self.scheduler.slot(job.wish):
             await _exhaust(self._tokens(job.answer))
-            choice = {"text": self._v1_text(job), "index": 0, "finish_reason": job.answer.reason}
+            choice = {"text": self._v1_text(job), "index": 0, "finish_reason": self.lengthened(job.answer.reason)}
             await reply.whole(200, go.encode(head | {"choices": [choice], "usage": _usage(job)}) + b"\n", OPENAI_JSON)
 
     async def _v1_embeddings(self, request: Request, reply: Reply) -> None:
@@ -506,6 +512,8 @@ class FakeOllama(FakeServer):
         if body.get("input") in (None, []):
             raise Refused(400, "invalid input", while_decoding=True)
         asked = body.get("model") or ""
+        if not asked:
+            raise Refused(404, "model '' not found")
         model = self._find(asked, f'model "{asked}" not found, try pulling it first')
         texts = _inputs(body["input"])
         vectors, _ = await self._vectors(self._wish(model, {}), texts)
@@ -558,7 +566,7 @@ class FakeOllama(FakeServer):
             if self.faults.big_final_bytes:
                 await reply.line(event(chunks.chunk("x" * self.faults.big_final_bytes, "")), broken)
             # Ollama makes all of these from one native item, and flushes once.
-            await reply.line(event(chunks.finish(_v1_reason(job))), broken, flush=False)
+            await reply.line(event(chunks.finish(self.lengthened(_v1_reason(job)))), broken, flush=False)
             if job.usage_wanted:
                 await reply.line(event(chunks.head | {"choices": [], "usage": _usage(job)}), broken, flush=False)
             await reply.line(b"data: [DONE]\n\n", broken)
@@ -694,7 +702,9 @@ def _keep_alive_s(value: Any) -> float | None:
     if value is None:
         return None
     try:
-        seconds = value if isinstance(value, int | float) else go.duration_s(value)
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(f"Unsupported type: '{go.type_of(value)}'")
+        seconds = go.duration_s(value) if isinstance(value, str) else value
     except ValueError as error:
         raise Refused(400, str(error), while_decoding=True) from None
     return seconds if seconds >= 0 else FOREVER_S

@@ -106,7 +106,7 @@ class FakeOpenAI(FakeServer):
             message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.tokens)}
             if answer.calls:
                 message["tool_calls"] = _calls(answer.calls)
-            choice = {"finish_reason": _reason(answer), "index": 0, "message": message}
+            choice = {"finish_reason": self._reason(answer), "index": 0, "message": message}
             await self._whole(request, reply, answer, {"object": "chat.completion", "choices": [choice]})
             return
 
@@ -116,7 +116,7 @@ class FakeOpenAI(FakeServer):
 
         opening = [chunk({"role": "assistant", "content": None})]
         calls = [chunk({"tool_calls": _calls(answer.calls)})] if answer.calls else []
-        finish = chunk({}, _reason(answer))
+        finish = chunk({}, self._reason(answer))
         last: dict[str, Any] = finish
         ending = [*calls, finish]
         if part_of(body, "stream_options").get("include_usage"):
@@ -132,9 +132,9 @@ class FakeOpenAI(FakeServer):
             return {"object": "text_completion", "choices": [choice]}
 
         if not body.get("stream"):
-            await self._whole(request, reply, answer, chunk("".join(answer.tokens), answer.reason))
+            await self._whole(request, reply, answer, chunk("".join(answer.tokens), self._reason(answer)))
             return
-        ending = [chunk("", answer.reason) | {"usage": _usage(answer)}]
+        ending = [chunk("", self._reason(answer)) | {"usage": _usage(answer)}]
         await self._stream(request, reply, answer, [], chunk, ending)
 
     async def _embeddings(self, body: dict[str, Any], request: Request, reply: Reply) -> None:
@@ -158,6 +158,9 @@ class FakeOpenAI(FakeServer):
             usage = {"prompt_tokens": count, "total_tokens": count}
             answer = {"model": self.model.name, "object": "list", "usage": usage, "data": data}
             await reply.whole(200, _json(answer), JSON)
+
+    def _reason(self, answer: Answer) -> str:
+        return self.lengthened("tool_calls" if answer.calls else answer.reason)
 
     def _answer_to(self, prompt: str, body: dict[str, Any]) -> Answer:
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
@@ -243,10 +246,6 @@ def _calls(calls: tuple[ToolCall, ...]) -> list[dict[str, Any]]:
         }
         for index, call in enumerate(calls)
     ]  # fmt: skip
-
-
-def _reason(answer: Answer) -> str:
-    return "tool_calls" if answer.calls else answer.reason
 
 
 def _usage(answer: Answer) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from tests.fakes.faults import Faults
 CONTROL_PATHS = frozenset({"/fault", "/seen"})
 """Routes that no engine has, for tests that run a fake as a program. They are not recorded and never spoiled."""
 
+WEB_PAGE = b"<!DOCTYPE html><html><title>Welcome</title><p>Please sign in to use this network.</html>\n"
+"""What the fault of that name answers."""
+
 
 class FakeServer:
     """A server on loopback, alive inside an `async with` block, in the loop of the test.
@@ -104,6 +107,10 @@ class FakeServer:
         """What `GET /seen` shows besides the requests."""
         return {"disconnects": len(self.disconnects), "connections": self.connections}
 
+    def lengthened(self, reason: str) -> str:
+        """Return why an answer ended, as long as the faults want it."""
+        return reason.ljust(self.faults.big_reason_bytes, "x")
+
     def headers(self, request: Request) -> dict[str, str]:
         """Headers that the engine adds to every answer to such a request."""
         return {}
@@ -148,6 +155,8 @@ class FakeServer:
         elif faults.garbage:
             await connection.write(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
             connection.close()
+        elif faults.web_page:
+            await reply.whole(200, WEB_PAGE, "text/html; charset=utf-8")
         elif faults.busy or faults.status:
             text = (
                 "server busy, please try again.  maximum pending requests exceeded"
@@ -207,8 +216,7 @@ class FakeServer:
         if self._alive and self.faults.refuse:
             self._stop_listening()
             for connection in list(self._connections):
-                if connection.idle:
-                    connection.close()
+                connection.finish()
         elif self._alive and self._listening is None:
             self._listening = _bound(self._port)
             # The system takes connections from here on; the loop picks them up once the task has run.

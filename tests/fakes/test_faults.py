@@ -8,6 +8,7 @@ import httpx
 import msgspec
 import pytest
 
+from tests.fakes.connection import Reply, Request
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.openai_server import FakeOpenAI
 
@@ -55,6 +56,20 @@ async def test_a_refusing_node_refuses_and_comes_back_at_the_same_address(
     node.faults.refuse = False
     assert node.url == url
     assert (await http.get("/")).status_code == 200
+
+
+async def test_a_refusing_node_hangs_up_on_those_it_still_serves_when_their_answer_is_complete(
+    node: FakeOllama, http: httpx.AsyncClient
+) -> None:
+    node.faults.stall_after_lines = 2
+    reading = asyncio.create_task(lines_until_broken(http))
+    await node.until(lambda: node.generated >= 3)
+    node.faults.refuse = True
+    assert node.connections == 1
+    node.faults.stall_after_lines = None
+    items, broken = await reading
+    assert (items[-1]["done"], broken) == (True, False)
+    await node.until(lambda: node.connections == 0)
 
 
 async def test_a_dead_node_breaks_the_answers_on_their_way(node: FakeOllama, http: httpx.AsyncClient) -> None:
@@ -189,6 +204,66 @@ async def test_the_content_type_can_lie(node: FakeOllama, http: httpx.AsyncClien
     assert (answer.headers["content-type"], answer.json()["done"]) == ("text/html", True)
 
 
+async def test_a_web_page_can_stand_where_an_answer_should(node: FakeOllama, http: httpx.AsyncClient) -> None:
+    node.faults.web_page = True
+    answer = await http.post("/api/chat", json=WHOLE)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert answer.text.startswith("<!DOCTYPE html>")
+    assert (await http.get("/api/tags")).json()["models"]
+
+
+@pytest.mark.parametrize("status", [600, 999])
+async def test_a_status_may_be_one_that_http_does_not_know(
+    node: FakeOllama, http: httpx.AsyncClient, status: int
+) -> None:
+    node.faults.status = status
+    answer = await http.post("/api/chat", json=WHOLE)
+    assert (answer.status_code, answer.reason_phrase) == (status, f"status code {status}")
+    assert answer.json() == {"error": "the fake node was told to fail"}
+
+
+async def test_an_encoding_can_be_claimed_that_is_not_there(node: FakeOllama, http: httpx.AsyncClient) -> None:
+    node.faults.content_encoding = "gzip"
+    async with http.stream("POST", "/api/chat", json=WHOLE) as answer:
+        assert answer.headers["content-encoding"] == "gzip"
+        raw = b"".join([part async for part in answer.aiter_raw()])
+    assert msgspec.json.decode(raw)["done"] is True
+
+
+async def test_a_head_can_trickle(node: FakeOllama, http: httpx.AsyncClient) -> None:
+    node.faults.head_byte_delay_ms = 3_600_000
+    asking = asyncio.create_task(http.post("/api/chat", json=WHOLE))
+    await node.until(lambda: node.generated == 5)
+    assert not asking.done()
+    asking.cancel()
+    await node.until(lambda: len(node.disconnects) == 1)
+    node.faults.head_byte_delay_ms = 0.01
+    assert (await http.post("/api/chat", json=WHOLE)).json()["done"] is True
+
+
+async def test_a_head_can_be_without_end(node: FakeOllama) -> None:
+    node.faults.endless_head = True
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    body = msgspec.json.encode(WHOLE)
+    writer.write(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    head = await reader.readexactly(300_000)
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\n\r\n" not in head
+    await node.until(lambda: len(node.disconnects) == 1)
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_reason_of_an_end_can_be_long(
+    node: FakeOllama, http: httpx.AsyncClient, path: str, stream: bool
+) -> None:
+    node.faults.big_reason_bytes = 1 << 20
+    answer = await http.post(path, json=QUESTION | {"prompt": "one", "stream": stream})
+    assert answer.status_code == 200
+    assert b'_reason":"stop' + b"x" * ((1 << 20) - 4) + b'"' in answer.content
+
+
 async def test_the_head_can_be_held_back_with_the_slot_taken(node: FakeOllama, http: httpx.AsyncClient) -> None:
     node.faults.first_byte_delay_ms = 3_600_000
     asking = asyncio.create_task(http.post("/api/chat", json=QUESTION))
@@ -234,11 +309,15 @@ def test_a_misspelled_fault_is_an_error() -> None:
 
 
 async def test_a_bug_in_a_fake_is_not_taken_for_a_fault() -> None:
-    node = FakeOllama()
+    class Buggy(FakeOllama):
+        async def route(self, request: Request, reply: Reply) -> None:
+            raise ZeroDivisionError
+
+    node = Buggy()
     await node.__aenter__()
     async with client_of(node) as http:
         with pytest.raises(httpx.ReadError):
-            await http.post("/api/chat", json={"model": "llama3:8b", "messages": [1]})
+            await http.get("/")
     with pytest.raises(ExceptionGroup, match="the fake server itself failed"):
         await node.__aexit__(None, None, None)
 
@@ -331,6 +410,15 @@ async def test_a_llama_cpp_embedding_server_gives_vectors_in_order_and_no_chat()
     assert [entry["index"] for entry in data] == [0, 1]
     assert data[1]["embedding"] == single[0]["embedding"] != data[0]["embedding"]
     assert chat.status_code == 500
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_openai_server_gives_a_long_reason_too(path: str, stream: bool) -> None:
+    async with FakeOpenAI(tokens=5) as node, client_of(node) as http:
+        node.faults.big_reason_bytes = 1 << 20
+        answer = await http.post(path, json=QUESTION | {"prompt": "one", "stream": stream})
+    assert b'"finish_reason":"stop' + b"x" * ((1 << 20) - 4) + b'"' in answer.content
 
 
 async def test_openai_streams_break_as_native_ones_do() -> None:
