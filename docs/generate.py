@@ -78,7 +78,8 @@ def cli() -> str:
         "and `ok`, which is true when there are no differences.",
         "### herd replay verify --json",
         fields_table(Report),
-        "with differences of this shape:",
+        "and `ok`, which is true when every decision that can be checked comes out the same. "
+        "Differences have this shape:",
         fields_table(Difference),
         "### herd settings --json",
         '`{"env_file": "...", "router": [...], "node": [...], "unknown": {...}}`, where each setting has',
@@ -95,15 +96,12 @@ def settings() -> str:
         "A flag beats an environment variable, which beats the env file, which beats the default. "
         "`herd settings` shows each value and where it comes from.",
         "The env file is `~/.fleet-manager/env`, or what `FLEET_ENV_FILE` names. Its lines are `KEY=value`; `export `, "
-        "`#` comments and outer quotes are allowed. Booleans are `true` and `false`. A variable that begins with "
+        "`#` comments and outer quotes are allowed. An empty variable counts as not set. A variable that begins with "
         "`FLEET_` and is none of these has no effect; `herd settings` and the router's start point it out.",
     ]
     for title, kind, prefix in (("herd", RouterSettings, ROUTER_PREFIX), ("herd-node", NodeSettings, NODE_PREFIX)):
-        rows = [
-            (f"`{s.variable}`", f"`{shown(s.default)}`", " ".join([s.about, *choices(s.words)]))
-            for s in catalogue(kind, prefix)
-        ]
-        parts += [f"## {title}", table(("variable", "default", "meaning"), rows)]
+        rows = [(f"`{s.variable}`", f"`{shown(s.default)}`", s.must_be, s.about) for s in catalogue(kind, prefix)]
+        parts += [f"## {title}", table(("variable", "default", "must be", "meaning"), rows)]
     return page(parts)
 
 
@@ -275,11 +273,6 @@ def listed(paths: list[str]) -> str:
 def shown(value: Any) -> str:
     """Return a default as one writes it into the env file."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def choices(words: list[str]) -> list[str]:
-    """Return a sentence on the allowed words, if only some are."""
-    return [f"One of {', '.join(f'`{word}`' for word in words)}."] if words else []
 
 
 def main() -> None:
