@@ -175,6 +175,8 @@ async def running(
         await stack.enter_async_context(
             _tasks(stopping, failures, _watch_silence(core, settings), _keep_snapshots(core), _until_replaced(store))
         )
+        # Events and views hold no cycles, so looking for them as often as is usual costs a twentieth of a busy router.
+        gc.set_threshold(10_000, 20, 20)
         gc.freeze()  # what is loaded now stays; the collector need not look at it again
         app = house(Shared(core=core, settings=loaded, traces=table))
         inlet = Inlet(
@@ -342,8 +344,11 @@ async def _watch_silence(core: Core, settings: RouterSettings) -> None:
 
 
 async def _keep_snapshots(core: Core) -> None:
-    snapshotter = runner.Snapshotter(seq=core.view.seq, at=core.store.stamp())
+    snapshotter, losses = runner.Snapshotter(seq=core.view.seq, at=core.store.stamp()), runner.Losses()
     while True:
         await asyncio.sleep(1.0)
+        state = core.store.state
+        if losses.over(lost=state.lost, head=state.head, seq=core.view.seq):
+            runner.save_after_loss(core.store, core.view)
         if snapshotter.due(seq=core.view.seq, at=core.store.stamp()):
             runner.save(core.store, core.view)

@@ -124,6 +124,11 @@ class Exchange:
         peer = self._door.client
         return peer[0] if peer else ""
 
+    @property
+    def behind(self) -> bool:
+        """Whether more has been sent to the client than it takes."""
+        return self._door.flow.write_paused
+
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         """Take the head of an answer; it leaves with the first piece of the body. `length` is the body's, if known."""
         door = self._door

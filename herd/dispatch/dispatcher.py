@@ -40,6 +40,8 @@ WHOLE_ANSWER_MAX = 256 * 1024 * 1024
 ERROR_BODY_MAX = 1024 * 1024
 #: A router that stops gives each client so long to take its last words.
 FAREWELL_S = 1.0
+#: Up to here a last piece surely leaves at once, if those before it have.
+PROMPT_MAX_BYTES = 64 * 1024
 
 
 class Dispatcher:
@@ -90,7 +92,8 @@ class Dispatcher:
             relay = relay_for(run.job.parsed, run.job.body, node, now=self._core.clock.now)
             if relay.local is not None:
                 run.finish("completed", relay.ending(), status=200, answer_bytes=len(relay.local))
-                await run.deliver(relay.content_type(b""), relay.local)
+                run.start(relay.content_type(b""), len(relay.local))
+                await run.client.send(relay.local, more=False)
                 return
             if not await self._take_slot(run, chosen, relay, recorded.id):
                 continue
@@ -163,8 +166,8 @@ class Dispatcher:
         body, ending = relay.whole(await answer.read_all(WHOLE_ANSWER_MAX))
         if ending is None:
             raise NodeUnreachable(f"the answer of node {node} is no JSON object", cause="protocol")
-        _finish(run, ending, node, len(body))
-        await run.deliver(relay.content_type(answer.content_type), body)
+        run.start(relay.content_type(answer.content_type), len(body))
+        await _conclude(run, ending, node, len(body), last=body)
 
     async def _pass_on(self, run: Run, relay: Relay, answer: Answer, node: str) -> None:
         chunk = await answer.read()
@@ -172,8 +175,8 @@ class Dispatcher:
             raise NodeUnreachable(f"node {node} ended its answer before it began", cause="protocol")
         run.first_token(node)
         client = run.client
-        run.started, run.relay = True, relay
-        client.start(200, run.headers(relay.content_type(answer.content_type)))
+        run.relay = relay
+        run.start(relay.content_type(answer.content_type))
         try:
             while chunk and not answer.ended:
                 out = relay.feed(chunk)
@@ -183,8 +186,23 @@ class Dispatcher:
             last = relay.feed(chunk) + relay.rest()
         except UpstreamError as error:
             raise UpstreamError(f"node {node} broke off its answer: {failure.message(error)}") from error
-        _finish(run, relay.ending(), node, relay.answer_bytes)
+        await _conclude(run, relay.ending(), node, relay.answer_bytes, last=last)
+
+
+async def _conclude(run: Run, ending: Ending, node: str, answer_bytes: int, *, last: bytes) -> None:
+    """Send the last piece and record the end.
+
+    The client comes first, because it need not wait for our books; but one that is slow to read does not keep the slot
+    of a node that is done.
+    """
+    client = run.client
+    if client.behind or len(last) > PROMPT_MAX_BYTES:
+        _finish(run, ending, node, answer_bytes)
         await client.send(last, more=False)
+    else:
+        await client.send(last, more=False)
+        await asyncio.sleep(0)  # now it is sent
+        _finish(run, ending, node, answer_bytes)
 
 
 def _finish(run: Run, ending: Ending, node: str, answer_bytes: int) -> None:

@@ -41,6 +41,11 @@ class Client(Protocol):
         """Whether the client has hung up."""
         ...
 
+    @property
+    def behind(self) -> bool:
+        """Whether more has been sent to the client than it takes, so that the next piece has to wait."""
+        ...
+
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         """Take the status and the headers, which leave with the first piece of the body. `length` is the body's."""
         ...
@@ -100,11 +105,10 @@ class Run(Record):
             ]
         return headers
 
-    async def deliver(self, content_type: bytes, body: bytes) -> None:
-        """Send a whole answer."""
+    def start(self, content_type: bytes, length: int | None = None) -> None:
+        """Begin an answer. `length` is its body's in bytes, where that is known."""
         self.started = True
-        self.client.start(200, self.headers(content_type), len(body))
-        await self.client.send(body, more=False)
+        self.client.start(200, self.headers(content_type), length)
 
     async def refuse(self, error: HerdError) -> None:
         """End with an error: as a status before the first byte, inside the stream after it."""
