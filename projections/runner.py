@@ -1,7 +1,7 @@
 """A view is only as good as its way back: kept as a snapshot, built again at start, and proved against the log."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -9,7 +9,7 @@ import msgspec
 
 from events.recorded import Recorded
 from events.seams import Seam, Seams
-from events.sqlite import open_readonly
+from events.sqlite import Reader, open_readonly
 from events.sqlite.database import connect_anywhere
 from events.store import EventStore
 from events.types import LogInterrupted, RequestFinished, RouterStarted
@@ -21,6 +21,8 @@ from projections.view import FOLDED, VIEW, View, decode, encode, plain
 SNAPSHOT_EVENTS = 10_000
 #: … or this long after the one before, if anything happened since.
 SNAPSHOT_INTERVAL_NS = 60_000_000_000
+#: A view that knows more than the log, because events were lost, is kept under this name. No start begins with it.
+AFTER_LOSS = f"{VIEW.name}.after-loss"
 #: Differences that a verification tells in full; the rest it only counts.
 DIFFERENCES_MAX = 10
 
@@ -70,6 +72,20 @@ def save(store: EventStore, view: View) -> None:
     store.save_snapshot(VIEW.name, VIEW.version, view.seq, encode(view))
 
 
+def save_after_loss(store: EventStore, view: View) -> None:
+    """Keep the view with which a router goes on after a loss: its later decisions can be asked again from it alone."""
+    store.save_snapshot(AFTER_LOSS, VIEW.version, view.seq, encode(view))
+
+
+def after_losses(reader: Reader) -> dict[int, View]:
+    """Return the views with which routers went on after losses, by position: the newest few. Blocks on I/O."""
+    found: dict[int, View] = {}
+    for seq, state in reader.snapshots(AFTER_LOSS, VIEW.version):
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):  # as in `_snapshot`
+            found[seq] = decode(state)
+    return found
+
+
 class Snapshotter:
     """Says when to save, from positions and times alone."""
 
@@ -84,6 +100,23 @@ class Snapshotter:
         if events < SNAPSHOT_EVENTS and not (events and at - self._at >= SNAPSHOT_INTERVAL_NS):
             return False
         self._seq, self._at = seq, at
+        return True
+
+
+class Losses:
+    """Says when events have ceased to be lost, from what the store says of itself."""
+
+    def __init__(self) -> None:
+        self._lost = 0
+        self._awaited = False
+
+    def over(self, *, lost: int, head: int, seq: int) -> bool:
+        """Whether a loss has ended since this was asked before. `seq` is the position of the view."""
+        if lost != self._lost or seq > head:  # while events are lost, the view is at a position that no event has yet
+            self._lost, self._awaited = lost, True
+        if not self._awaited or seq > head:
+            return False
+        self._awaited = False
         return True
 
 

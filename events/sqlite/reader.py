@@ -84,13 +84,17 @@ class Reader:
 
     def load_snapshot(self, name: str, version: int) -> tuple[int, bytes] | None:
         """Return the newest intact snapshot as (seq, state), or None."""
+        return next(iter(self.snapshots(name, version)), None)
+
+    def snapshots(self, name: str, version: int) -> list[tuple[int, bytes]]:
+        """Return all intact snapshots that are kept, as (seq, state), newest first."""
         with self._borrowed() as connection:
             rows = connection.execute(
                 "SELECT position, crc32, state FROM snapshots WHERE projection = ? AND version = ?"
                 " AND position <= (SELECT position FROM log_head WHERE id = 1) ORDER BY position DESC",
                 (name, version),
             ).fetchall()
-        return next(((position, state) for position, crc, state in rows if crc32(state) == crc), None)
+        return [(position, state) for position, crc, state in rows if crc32(state) == crc]
 
     def close(self) -> None:
         """Let go of the file. Reading afterwards raises `StoreClosed`."""

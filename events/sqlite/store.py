@@ -98,7 +98,6 @@ class SQLiteStore:
         self._losses: OrderedDict[int, str] = OrderedDict()
         """Positions of the newest losses that are over, and why; whoever awaits such an event has just appended it."""
         self._lost = 0
-        self._lost_since: int | None = None
         self._closed = False
         self._replaced = asyncio.Event()
 
@@ -384,14 +383,14 @@ class SQLiteStore:
     def _lose(self, event: Event, cause: str | None, at: int | None) -> Recorded:
         """Count an event that finds no room, and return it with the position that it shares with its like."""
         failing_since = self._writer.failing_since
-        if failing_since is not None and failing_since != self._lost_since:
-            self._lost, self._lost_since = 0, failing_since
         if self._loss is None:
             why = self._writer.failure or "events came faster than the disk could take them"
             self._loss = _Loss(seq=self._seq + 1, since=failing_since or self.stamp(), why=why)
             self._quick_max = -1
             with suppress(RuntimeError):  # without a loop the next append will see that there is room again
                 self._loop = asyncio.get_running_loop()
+        elif self._writer.failure:  # what held the writer up is known by now
+            self._loss.why = self._writer.failure
         self._loss.lost += 1
         self._lost += 1
         return self._recorded(self._loss.seq, event, cause, at, None)

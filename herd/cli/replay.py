@@ -17,12 +17,13 @@ from herd.cli.program import BAD_NEWS, OK, UNREACHABLE, Unreachable, complain, n
 
 if TYPE_CHECKING:
     from herd.replay.verify import Report
+    from projections.view import View
 
 
 @click.group(
     epilog=notes(
         "herd replay verify",
-        "herd events export -o history.jsonl && herd replay verify --log history.jsonl",
+        "herd events export -o log.jsonl && herd replay verify --log log.jsonl",
     )
 )
 def replay() -> None:
@@ -32,9 +33,9 @@ def replay() -> None:
 @replay.command(
     epilog=notes(
         "herd replay verify",
-        "herd events export -o history.jsonl && herd replay verify --log history.jsonl --json",
+        "herd events export -o log.jsonl && herd replay verify --log log.jsonl --json",
         codes={
-            OK: "every recorded decision that can be checked comes out the same, bit for bit",
+            OK: "every decision that can be checked comes out the same, bit for bit",
             BAD_NEWS: "a decision differs, or could not be asked again",
             UNREACHABLE: "the log could not be opened",
         },
@@ -54,8 +55,8 @@ def verify(data_dir: str | None, log: Path | None, as_json: bool) -> int:
     from herd.replay.verify import verify as ask_again  # noqa: PLC0415 - what it needs, `herd --help` need not wait for
     from herd.routing import POLICIES  # noqa: PLC0415
 
-    with recorded_in(log) if log is not None else from_database(data_dir) as events:
-        report = ask_again(events, POLICIES)
+    with recorded_in(log) if log is not None else from_database(data_dir) as (events, after_losses):
+        report = ask_again(events, POLICIES, after_losses)
     if as_json:
         print_json({"ok": report.ok} | msgspec.structs.asdict(report))
     else:
@@ -64,15 +65,20 @@ def verify(data_dir: str | None, log: Path | None, as_json: bool) -> int:
 
 
 @contextmanager
-def from_database(data_dir: str | None) -> Generator[Iterator[Recorded]]:
-    """Open the database's events, up to its present end: the router may go on writing."""
+def from_database(data_dir: str | None) -> Generator[tuple[Iterator[Recorded], "dict[int, View]"]]:
+    """Open the database's events, up to its present end (the router may go on writing), and its views after losses."""
+    from projections.runner import after_losses  # noqa: PLC0415 - see `verify`
+
     with opened(data_dir) as reader:
-        yield reader.read(until=reader.head)
+        yield reader.read(until=reader.head), after_losses(reader)
 
 
 @contextmanager
-def recorded_in(log: Path) -> Generator[Iterator[Recorded]]:
-    """Open an exported file's events. Raises `Unreachable` when it is not there, and reading it, when it is no log."""
+def recorded_in(log: Path) -> Generator[tuple[Iterator[Recorded], "dict[int, View]"]]:
+    """Open an exported file's events, which come without views.
+
+    Raises `Unreachable` when it is not there, and reading it, when it is no log.
+    """
     try:
         file = log.open("rb")
     except OSError as error:
@@ -80,7 +86,7 @@ def recorded_in(log: Path) -> Generator[Iterator[Recorded]]:
             f"cannot open {log}: {error.strerror}", hint="`herd events export` writes such a file."
         ) from error
     with file:
-        yield lines_of(file, log)
+        yield lines_of(file, log), {}
 
 
 def lines_of(file: Iterator[bytes], log: Path) -> Iterator[Recorded]:
@@ -104,7 +110,9 @@ def show(report: "Report") -> None:
     )
     for seam in report.seams:
         click.echo(f"  {plain(seam.sentence)}")
-    if report.seams:
+    for seq in report.resumed:
+        click.echo(f"  resumed from the router's own snapshot at position {seq}")
+    if report.not_checkable:
         click.echo(
             f"{count(report.not_checkable, 'decision')} cannot be checked: "
             f"the router that made them had lost {count(report.lost, 'event')}."

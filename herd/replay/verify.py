@@ -7,7 +7,14 @@ import msgspec
 
 from events.recorded import Recorded
 from events.seams import Seam, Seams
-from events.types import PolicyPromoted, RequestFinished, RequestReceived, RouteChosen
+from events.types import (
+    LogInterrupted,
+    PolicyPromoted,
+    RequestFinished,
+    RequestReceived,
+    RouteChosen,
+    RouterStarted,
+)
 from herd.errors import SettingsError
 from herd.routing.chance import Chance
 from herd.routing.decide import decide
@@ -51,7 +58,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     identical: int
     differing: int
     not_checkable: int = 0
-    """Made after events were lost, by the same run of the router: it had seen what the log does not hold."""
+    """Made after events were lost, by the same run of the router: they rest on what the log does not hold."""
+    resumed: tuple[int, ...] = ()
+    """Positions of the router's own snapshots from which decisions after a loss were asked again."""
     seams: tuple[Seam, ...] = ()
     """The first places at which events are missing."""
     lost: int = 0
@@ -69,17 +78,22 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return not self.refused and self.identical + self.not_checkable == self.decisions
 
 
-def verify(events: Iterable[Recorded], policies: Mapping[str, Callable[[dict[str, Any]], Policy]]) -> Report:
+def verify(
+    events: Iterable[Recorded],
+    policies: Mapping[str, Callable[[dict[str, Any]], Policy]],
+    after_losses: Mapping[int, View] | None = None,
+) -> Report:
     """Re-ask every recorded decision and compare every bit of what was decided: choice, scores, points and reasons.
 
     The sentences that explain an elimination to people are not compared. Decisions that a router made after it lost
-    events, until its end, are only counted.
+    events, until its end, are asked again from the view that it kept then (`after_losses`, by position), and where it
+    kept none are only counted.
 
     `events` is a whole log of one writer, in order from position 1. A log that begins later, has a hole, or holds
     decisions made without having seen all that was recorded before them is refused from there on: the view to ask with
     cannot be rebuilt.
     """
-    audit = _Audit(policies)
+    audit = _Audit(policies, after_losses or {})
     for recorded in events:
         if not audit.read(recorded):
             break
@@ -87,9 +101,16 @@ def verify(events: Iterable[Recorded], policies: Mapping[str, Callable[[dict[str
 
 
 class _Audit:
-    def __init__(self, policies: Mapping[str, Callable[[dict[str, Any]], Policy]]) -> None:
+    def __init__(
+        self, policies: Mapping[str, Callable[[dict[str, Any]], Policy]], after_losses: Mapping[int, View]
+    ) -> None:
         self._policies = policies
+        self._after_losses = after_losses
         self._view = View()
+        """What the log says, with which each run of a router begins."""
+        self._own: View | None = None
+        """What the router of this run says since a loss; None where it did not lose anything, or kept nothing."""
+        self._resumed: list[int] = []
         self._received: dict[str, RequestReceived] = {}
         self._known: dict[str, Policy] = {}
         self._unknown: dict[str, str] = {}
@@ -105,6 +126,7 @@ class _Audit:
             identical=self._identical,
             differing=self._differing,
             not_checkable=self._not_checkable,
+            resumed=tuple(self._resumed),
             seams=tuple(self._seams.first),
             lost=self._seams.lost,
             differences=tuple(self._differences),
@@ -121,10 +143,11 @@ class _Audit:
         match recorded.event:
             case RouteChosen() as chosen:
                 self._decisions += 1
-                if self._seams.open is None:
-                    self._refused = self._check(recorded, chosen)
-                else:
+                view = self._view if self._seams.open is None else self._own
+                if view is None or self._rests_on_a_loss(chosen):
                     self._not_checkable += 1
+                else:
+                    self._refused = self._check(recorded, chosen, view)
             case RequestReceived() as received:
                 self._received[received.request] = received
             case RequestFinished() as finished:
@@ -135,7 +158,26 @@ class _Audit:
                 pass
         self._events += 1
         self._view = VIEW.apply(self._view, recorded)
+        self._follow_router(recorded)
         return not self._refused
+
+    def _follow_router(self, recorded: Recorded) -> None:
+        """Keep to the router's own view, from where it kept one after a loss to the next loss or its end."""
+        if isinstance(recorded.event, LogInterrupted | RouterStarted):
+            self._own = None
+        elif self._own is not None:
+            self._own = VIEW.apply(self._own, recorded)
+        kept = self._after_losses.get(recorded.seq)
+        if self._seams.open is not None and kept is not None:
+            self._own = kept
+            self._resumed.append(recorded.seq)
+
+    def _rests_on_a_loss(self, chosen: RouteChosen) -> bool:
+        """Whether the request, or the policy, that led to a decision is among what was lost."""
+        policy = chosen.policy_hash
+        return self._own is not None and (
+            chosen.request not in self._received or not (policy in self._known or policy in self._unknown)
+        )
 
     def _promote(self, promoted: PolicyPromoted) -> None:
         wanted = promoted.policy_hash
@@ -156,12 +198,12 @@ class _Audit:
         self._known[wanted] = policy
         self._unknown.pop(wanted, None)
 
-    def _check(self, recorded: Recorded, chosen: RouteChosen) -> str:
+    def _check(self, recorded: Recorded, chosen: RouteChosen, view: View) -> str:
         """Re-ask one decision; return why that is impossible, or nothing."""
-        if chosen.seen != self._view.seq:
+        if chosen.seen != view.seq:
             return (
                 f"the decision at position {recorded.seq} had seen the log up to {chosen.seen} and not "
-                f"{self._view.seq}: more than one router wrote here, and their views cannot be told apart"
+                f"{view.seq}: more than one router wrote here, and their views cannot be told apart"
             )
         received = self._received.get(chosen.request)
         if received is None:
@@ -171,7 +213,7 @@ class _Audit:
             self._unknown.setdefault(chosen.policy_hash, f"{chosen.policy} was never promoted in this log")
             return ""
         ask = Ask.of(received, attempt=chosen.attempt, excluded=chosen.excluded)
-        decision = decide(self._view, ask, policy, Chance(chosen.seed), now=recorded.at)
+        decision = decide(view, ask, policy, Chance(chosen.seed), now=recorded.at)
         again = msgspec.structs.replace(
             chosen,
             model=received.model,

@@ -22,7 +22,6 @@ from events.types import (
     NodeJoined,
     NodeReported,
     NodeResidencyChanged,
-    NodeStatus,
     NodeStatusChanged,
     Outcome,
     PolicyPromoted,
@@ -38,6 +37,7 @@ from herd.dispatch.record import Record
 from herd.errors import QueueFull
 from herd.replay.agenda import Action, Agenda
 from herd.replay.machine import Engine, Machine, Run
+from herd.reports.silence import silent
 from herd.routing.chance import Chance
 from herd.routing.policy import Policy
 from herd.wire.dialect import Ending
@@ -151,8 +151,14 @@ class World:
 
     def _look_for_silence(self) -> None:
         self.agenda.after(self.rules.report_every_s, self._look_for_silence)
-        for node in self.nodes.values():
-            node.look()
+        rules = self.rules
+        for event in silent(
+            self.view.fleet,
+            now=self.clock.now(),
+            timeout_s=rules.degraded_after_s,
+            offline_s=rules.offline_after_s,
+        ):
+            self.core.record(event)
 
 
 def traffic(
@@ -371,7 +377,6 @@ class _Node:
         self._world = world
         self._machine = machine
         self._reports = 0
-        self._heard_at = 0
         self._believed: tuple[Resident, ...] = ()
         self._draining = False
 
@@ -384,24 +389,10 @@ class _Node:
         self._plan(faults.stall_every_s, self._stall)
         self._plan(faults.drain_every_s, self._drain)
 
-    def look(self) -> None:
-        """Conclude from silence."""
-        silent_ms = (self._world.clock.now() - self._heard_at) // 1_000_000
-        rules = self._world.rules
-        if silent_ms >= rules.offline_after_s * 1000:
-            self._become("offline", silent_ms=silent_ms)
-        elif silent_ms >= rules.degraded_after_s * 1000 and self._status == "online":
-            self._become("degraded", silent_ms=silent_ms)
-
-    @property
-    def _status(self) -> NodeStatus:
-        return self._world.view.fleet.nodes[self._machine.name].status
-
-    def _become(self, status: NodeStatus, *, silent_ms: int = 0) -> None:
-        was = self._status
-        if was == status:
-            return
-        self._world.core.record(NodeStatusChanged(node=self._machine.name, status=status, was=was, silent_ms=silent_ms))
+    def _come_back(self) -> None:
+        was = self._world.view.fleet.nodes[self._machine.name].status
+        if was != "online":
+            self._world.core.record(NodeStatusChanged(node=self._machine.name, status="online", was=was))
 
     def _introduce(self) -> None:
         machine = self._machine
@@ -453,12 +444,11 @@ class _Node:
 
     def _hear(self, reported: NodeReported, loaded: tuple[Resident, ...]) -> None:
         self._world.core.record(reported)
-        self._heard_at = self._world.clock.now()
         if loaded != self._believed:
             self._believed = loaded
             self._world.core.record(NodeResidencyChanged(node=self._machine.name, loaded=loaded))
         if not self._draining:
-            self._become("online")
+            self._come_back()
 
     def _plan(self, every_s: float, fault: Action) -> None:
         if every_s > 0:

@@ -258,12 +258,14 @@ async def test_a_due_snapshot_does_not_wait_for_an_idle_moment(tmp_path: Path, d
     assert durable == [last.seq + (SNAPSHOT_PATIENCE - 1) * BATCH_MAX]
 
 
-async def test_a_second_interruption_is_counted_anew(store: SQLiteStore, disk: Disk, clock: ManualClock) -> None:
-    for losses in (3, 2):
+async def test_each_interruption_has_its_own_count_and_the_store_has_the_sum(
+    store: SQLiteStore, disk: Disk, clock: ManualClock
+) -> None:
+    for losses, sum_of_them in ((3, 3), (2, 5)):
         await failing(store, disk)
         for _ in range(19 + losses):
             store.append(dispatched())
-        assert store.state.lost == losses
+        assert store.state.lost == sum_of_them
         clock.advance(s=1)
         await recovered(store, disk)
     assert positions(store) == list(range(1, 43))

@@ -1,5 +1,6 @@
 """Verifying finds what differs, says it in words, and refuses what it cannot know."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from events.clock import ManualClock
 from events.recorded import Recorded
@@ -30,12 +32,14 @@ from events.types import (
     RouterRecovered,
     RouterStarted,
 )
+from herd.app import _keep_snapshots  # pyright: ignore[reportPrivateUsage]  # a task of the router
+from herd.cli.herd import main
 from herd.core import Core
 from herd.replay.verify import DIFFERENCES_MAX, Report, verify
 from herd.routing import POLICIES
 from projections import runner
 from projections.tables import TraceTable
-from projections.view import VIEW, encode
+from projections.view import VIEW, View, encode
 from tests.events.test_sqlite_disk import Disk, recovered
 from tests.sim.scenarios import CALM
 
@@ -44,6 +48,13 @@ def promoted(**changed: Any) -> PolicyPromoted:
     policy = POLICIES["classic"]({})
     whole = PolicyPromoted(policy=policy.name, policy_hash=policy.hash, parameters=policy.parameters)
     return msgspec.structs.replace(whole, **changed)
+
+
+def request(name: str) -> RequestReceived:
+    return RequestReceived(
+        request=name, kind="chat", dialect="ollama", path="/api/chat", model="llama3:latest", asked="llama3",
+        streaming=True, tokens_estimated=30,
+    )  # fmt: skip
 
 
 def a_log(first: Event | None = None) -> list[Recorded]:
@@ -57,10 +68,7 @@ def a_log(first: Event | None = None) -> list[Recorded]:
         core.record(NodeReported(node=node, keyframe=True, memory=Memory(available_gib=40)))
         core.record(NodeStatusChanged(node=node, status="online"))
     core.record(NodeJoined(node="cedar", url="http://cedar"))
-    received = RequestReceived(
-        request="r1", kind="chat", dialect="ollama", path="/api/chat", model="llama3:latest", asked="llama3",
-        streaming=True, tokens_estimated=30,
-    )  # fmt: skip
+    received = request("r1")
     cause = core.record(received).id
     core.choose(received, cause=cause)
     core.record(RequestFinished(request="r1", outcome="completed", node="ash", model="llama3:latest"))
@@ -181,10 +189,7 @@ class Routed:
 
     def begin(self, name: str) -> None:
         self.clock.advance(s=1)
-        asked = RequestReceived(
-            request=name, kind="chat", dialect="ollama", path="/api/chat", model="llama3:latest", asked="llama3",
-            streaming=True, tokens_estimated=30,
-        )  # fmt: skip
+        asked = request(name)
         _, chosen = self.core.choose(asked, cause=self.core.record(asked).id)
         assert chosen.node == "ash"
         self.core.record(RequestDispatched(request=name, attempt=1, node="ash", model="llama3:latest"))
@@ -192,6 +197,19 @@ class Routed:
     def end(self, name: str) -> Recorded:
         self.clock.advance(s=1)
         return self.core.record(RequestFinished(request=name, outcome="completed", node="ash", model="llama3:latest"))
+
+    async def lose(self) -> RequestReceived:
+        """Lose a request that has just arrived."""
+        self.disk.fails_at = "INSERT"
+        with pytest.raises(StoreUnavailable):
+            await self.store.flushed(self.core.record(RouterRecovered(abandoned=0)).seq)
+        while self.store.state.queued < 30:
+            self.core.record(RouterRecovered(abandoned=0))
+        asked, lost = request("lost"), self.store.state.lost
+        self.core.record(asked)
+        assert self.store.state.lost == lost + 1
+        await recovered(self.store, self.disk)
+        return asked
 
     async def stop(self) -> None:
         runner.save(self.store, self.core.view)
@@ -223,7 +241,7 @@ async def with_a_loss(path: Path, clock: ManualClock) -> tuple[Routed, int]:
 
 def asked_again(path: Path) -> Report:
     with closing(open_readonly(path)) as reader:
-        return verify(reader.read(), POLICIES)
+        return verify(reader.read(), POLICIES, runner.after_losses(reader))
 
 
 async def test_a_loss_is_a_seam_that_ends_with_the_run_of_the_router(tmp_path: Path) -> None:
@@ -255,6 +273,115 @@ async def test_a_loss_is_a_seam_that_ends_with_the_run_of_the_router(tmp_path: P
     ended = {trace.request_id: trace.error_message for trace in TraceTable(path).recent()}
     assert ended["r2"] == "the router stopped before the request ended"
     assert ended["r4"] is None
+
+
+async def test_decisions_after_a_loss_are_asked_again_from_the_view_that_the_router_kept(tmp_path: Path) -> None:
+    path, clock = tmp_path / "latency.db", ManualClock()
+    router, seam = await with_a_loss(path, clock)
+    runner.save_after_loss(router.store, router.core.view)
+    resumed = router.core.view.seq
+    router.begin("r4")
+    router.end("r4")
+    await router.stop()
+
+    report = asked_again(path)
+    assert report.ok, report
+    assert (report.decisions, report.identical, report.not_checkable) == (4, 3, 1)
+    assert report.resumed == (resumed,)
+    assert resumed > seam
+    with closing(open_readonly(path)) as reader:
+        other = verify(reader.read(), POLICIES, {resumed: view_of(path, resumed)})
+    assert (other.identical, other.differing) == (2, 1), "what was lost made a difference to the decision"
+
+    again = Routed(path, clock)
+    assert again.core.view.fleet.nodes["ash"].depth == 0
+    again.begin("r5")
+    again.end("r5")
+    await again.stop()
+    report = asked_again(path)
+    assert report.ok, report
+    assert (report.decisions, report.identical, report.not_checkable) == (5, 4, 1), "a new run begins with the log"
+    with closing(open_readonly(path)) as reader:
+        log, kept = list(reader.read()), runner.after_losses(reader)
+    place = max(i for i, recorded in enumerate(log) if isinstance(recorded.event, RouteChosen))
+    stray = msgspec.structs.replace(log[place].event, request="r6")
+    log[place] = msgspec.structs.replace(log[place], event=stray)
+    assert "request r6, which is not open" in verify(log, POLICIES, kept).refused, "nothing was lost in this run"
+
+
+def view_of(path: Path, seq: int) -> View:
+    """Return what the log says at a position."""
+    view = VIEW.initial()
+    with closing(open_readonly(path)) as reader:
+        for recorded in reader.read(until=seq):
+            view = VIEW.apply(view, recorded)
+    return view
+
+
+async def test_the_command_tells_where_it_resumed_and_what_cannot_be_checked(tmp_path: Path) -> None:
+    router, seam = await with_a_loss(tmp_path / "latency.db", ManualClock())
+    runner.save_after_loss(router.store, router.core.view)
+    router.begin("r4")
+    await router.stop()
+    told = CliRunner().invoke(main, ["replay", "verify", f"--data-dir={tmp_path}"])
+    assert told.exit_code == 0, told.output
+    assert f"1 event was lost at position {seam}, " in told.stdout
+    assert (
+        f"resumed from the router's own snapshot at position {asked_again(tmp_path / 'latency.db').resumed[0]}\n"
+        in (told.stdout)
+    )
+    assert "1 decision cannot be checked" in told.stdout
+    assert "Every other recorded decision comes out the same, bit for bit." in told.stdout
+
+
+async def test_a_further_loss_ends_what_was_known_after_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "latency.db"
+    router, _ = await with_a_loss(path, ManualClock())
+    runner.save_after_loss(router.store, router.core.view)
+    router.begin("r4")
+    await router.lose()
+    router.begin("r5")
+    await router.stop()
+    report = asked_again(path)
+    assert report.ok, report
+    assert (report.identical, report.not_checkable, len(report.seams)) == (3, 2, 2)
+
+
+async def test_a_retry_of_a_request_that_was_lost_cannot_be_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "latency.db"
+    router, _ = await with_a_loss(path, ManualClock())
+    asked = await router.lose()
+    runner.save_after_loss(router.store, router.core.view)
+    router.core.choose(asked, cause="a" * 32, attempt=2)
+    router.begin("r9")
+    await router.stop()
+    report = asked_again(path)
+    assert report.ok, report
+    assert (report.identical, report.not_checkable) == (3, 2)
+
+
+async def test_a_running_router_keeps_its_view_when_a_loss_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "latency.db"
+    router, _ = await with_a_loss(path, ManualClock())
+    keeping = asyncio.create_task(_keep_snapshots(router.core))
+    with closing(open_readonly(path)) as reader:
+        async with asyncio.timeout(10):
+            while not runner.after_losses(reader):  # noqa: ASYNC110 - the file is all that tells
+                await asyncio.sleep(0.05)
+        assert list(runner.after_losses(reader)) == [router.core.view.seq]
+    keeping.cancel()
+    await router.stop()
+
+
+def test_a_loss_is_over_once_when_the_view_is_at_a_position_of_the_log() -> None:
+    losses = runner.Losses()
+    assert not losses.over(lost=0, head=5, seq=5)
+    assert not losses.over(lost=3, head=5, seq=6), "it goes on"
+    assert losses.over(lost=3, head=6, seq=6)
+    assert not losses.over(lost=3, head=9, seq=9)
+    assert not losses.over(lost=3, head=9, seq=10), "another, of as many"
+    assert losses.over(lost=3, head=11, seq=11)
+    assert losses.over(lost=4, head=20, seq=20), "one that nobody saw going on"
 
 
 async def test_a_snapshot_from_after_a_loss_is_neither_used_nor_compared(tmp_path: Path) -> None:
