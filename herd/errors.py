@@ -21,7 +21,7 @@ HerdError
 """
 
 from http import HTTPStatus
-from typing import Literal
+from typing import Literal, Self
 
 
 class HerdError(Exception):
@@ -36,6 +36,11 @@ class HerdError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def bare(self) -> Self:
+        """Return the error without the places it passed, for whoever keeps it: they hold frames, and those bodies."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
 
 class BadRequest(HerdError):

@@ -43,7 +43,7 @@ def inference(dispatcher: Dispatcher, *, name: str) -> Callable[[Exchange], Coro
                 raise refusal
             parsed = parse(path, body)
         except HerdError as error:
-            refusal = error
+            refusal = error.bare()
             parsed = _unread(path)
         job = Job(
             path=path,

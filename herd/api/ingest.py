@@ -10,7 +10,7 @@ import msgspec
 import psutil
 from litestar import Request, Response, post
 
-from events.store import StoreUnavailable
+from events.store import StoreError
 from events.types import NodeDrainRequested, NodeJoined
 from herd.reports.moves import Moves
 from herd.reports.news import events_of
@@ -144,7 +144,7 @@ async def _durable(core: "Core", seq: int, node: str) -> None:
     try:
         async with asyncio.timeout(DURABLE_MAX_S):
             await core.store.flushed(seq)
-    except (TimeoutError, StoreUnavailable) as error:
+    except (TimeoutError, StoreError) as error:
         why = str(error) or f"not within {DURABLE_MAX_S:.0f} s"
         logger.warning("%s was answered before its farewell was stored: %s", node, why, extra={"node_id": node})
 

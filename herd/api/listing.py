@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -127,10 +127,16 @@ def _loaded(copies: list[tuple[Node, Resident]]) -> dict[str, Any]:
         },
         "expires_at": _expiry(model),
         "size_vram": model.size_vram_bytes,
-        "context_length": min((copy.context_length for _, copy in copies if copy.context_length), default=0),
+        **_context(copies),
         "fleet_node": node.name,
         "fleet_nodes": sorted(holder.name for holder, _ in copies),
     }
+
+
+def _context(copies: Sequence[tuple[Node, Resident]]) -> dict[str, int]:
+    """Return the length that every copy can do; nothing where the engines, such as Ollama before 0.10, do not say."""
+    known = [copy.context_length for _, copy in copies if copy.context_length]
+    return {"context_length": min(known)} if known else {}
 
 
 def _expiry(model: Resident) -> str:

@@ -18,19 +18,29 @@ from herd.errors import StartupError
 @contextmanager
 def listening(host: str, port: int) -> Generator[socket.socket]:
     """Bind a listening socket while the body runs. Raises `StartupError` if the address cannot be had."""
+    try:
+        listener = _bound(host, port)
+    except (OSError, UnicodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else "this is no host name"
+        raise StartupError(f"cannot listen on {host}:{port}: {what}", hint=_hint(error)) from error
+    with listener:
+        yield listener
+
+
+def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol spelled out, asyncio turns off Nagle's algorithm on accepted connections; else each answer waits
     # 40 ms for the client's delayed acknowledgement of its head.
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(4096)
-        except (OSError, UnicodeError) as error:
-            what = error.strerror if isinstance(error, OSError) else "this is no host name"
-            raise StartupError(f"cannot listen on {host}:{port}: {what}", hint=_hint(error)) from error
+        listener.bind((host, port))
+        listener.listen(4096)
         listener.setblocking(False)
-        yield listener
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 @asynccontextmanager

@@ -41,7 +41,7 @@ ERROR_BODY_MAX = 1024 * 1024
 #: A router that stops gives each client so long to take its last words.
 FAREWELL_S = 1.0
 #: Up to here a last piece surely leaves at once, if those before it have.
-PROMPT_MAX_BYTES = 64 * 1024
+LAST_PIECE_MAX_BYTES = 64 * 1024
 
 
 class Dispatcher:
@@ -68,8 +68,9 @@ class Dispatcher:
         run = Run(self._core, job, client)
         try:
             if refusal is not None:
-                raise refusal
-            await self._answer(run)
+                await _refuse(run, refusal)
+            else:
+                await self._answer(run)
         except asyncio.CancelledError:
             if not client.gone:
                 await _say_goodbye(run)
@@ -82,6 +83,8 @@ class Dispatcher:
         except Exception as error:
             logger.exception("a bug failed a request", extra={"request_id": run.request})
             await _refuse(run, HerdError(f"internal error ({type(error).__name__}); see the router's log"))
+        finally:
+            run.last_error = None  # its traceback holds the run, and with it the body
 
     async def _answer(self, run: Run) -> None:
         while True:
@@ -196,13 +199,15 @@ async def _conclude(run: Run, ending: Ending, node: str, answer_bytes: int, *, l
     of a node that is done.
     """
     client = run.client
-    if client.behind or len(last) > PROMPT_MAX_BYTES:
+    if client.behind or len(last) > LAST_PIECE_MAX_BYTES:
         _finish(run, ending, node, answer_bytes)
         await client.send(last, more=False)
     else:
         await client.send(last, more=False)
-        await asyncio.sleep(0)  # now it is sent
-        _finish(run, ending, node, answer_bytes)
+        try:
+            await asyncio.sleep(0)  # now it is sent
+        finally:
+            _finish(run, ending, node, answer_bytes)
 
 
 def _finish(run: Run, ending: Ending, node: str, answer_bytes: int) -> None:

@@ -7,6 +7,7 @@ the request was sent) costs the connection; whatever is odd within it fails the 
 
 import asyncio
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import lru_cache
 from typing import cast
 
@@ -104,7 +105,7 @@ class Answer:
         if not self.status and not self._over:
             await self._wait()
         if not self.status and self._failure is not None:
-            raise self._failure
+            raise copy(self._failure)  # the raised one holds frames, and with them this answer
 
     async def read(self) -> bytes:
         """Return all that has arrived since the last read, waiting for at least one byte; nothing at the clean end.
@@ -122,7 +123,7 @@ class Answer:
                 self._connection.listen()
             return parts[0] if len(parts) == 1 else b"".join(parts)
         if self._failure is not None:
-            raise self._failure
+            raise copy(self._failure)
         return b""
 
     async def read_all(self, limit: int) -> bytes:
