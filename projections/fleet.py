@@ -242,8 +242,10 @@ def _finished(fleet: Fleet, recorded: Recorded, event: RequestFinished) -> Fleet
     request = fleet.requests.get(event.request)
     if request is None:
         return _stepped(fleet, recorded)
-    good = event.outcome in ("completed", "no_output")
-    nodes = _leave(fleet.nodes, request, completed=int(good), failed=int(not good))
+    outcome = event.outcome
+    completed = int(outcome in ("completed", "no_output"))
+    failed = int(outcome in ("failed", "incomplete"))  # what the client or the router broke off is not the node's fault
+    nodes = _leave(fleet.nodes, request, completed=completed, failed=failed)
     requests = fleet.requests.delete(event.request)
     return Fleet(seq=recorded.seq, nodes=nodes, requests=requests, sizes=fleet.sizes)
 
@@ -389,4 +391,4 @@ _FOLDS: dict[type[Event], Callable[[Fleet, Recorded, Any], Fleet]] = {
 #: The events that change a fleet; all others only move its position.
 FOLDED = frozenset(_FOLDS)
 
-FLEET = Projection(name="fleet", version=2, state=Fleet, initial=Fleet, apply=apply)
+FLEET = Projection(name="fleet", version=3, state=Fleet, initial=Fleet, apply=apply)

@@ -36,10 +36,10 @@ _CLAUSES = {
     "before_s": "timestamp < ?",
 }
 _FOLDED = frozenset(FOLDED)
+#: Python's drivers take ten times as long to bind None as to bind an empty bytearray, and three columns of an ordinary
+#: row are NULL.
 _ONE_ROW = "(" + ", ".join(["NULLIF(?,x'')"] * len(_COLUMNS)) + ")"
-#: Statements by the power of two that is their number of rows. Python's drivers take ten times as long to bind None as
-#: to bind an empty bytearray, and three columns of an ordinary row are NULL.
-_ROW = ", ".join(["NULLIF(?,x'')"] * len(_COLUMNS))
+#: Statements by the power of two that is their number of rows.
 _STATEMENTS = [
     f"INSERT INTO {NAME} ({_LIST}) VALUES " + ", ".join([_ONE_ROW] * (1 << power))
     for power in range(ROWS_MAX.bit_length())

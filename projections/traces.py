@@ -29,7 +29,7 @@ from events.types import (
 
 NAME = "request_traces"
 #: Raise it whenever a row would come out differently: the table is then rebuilt from the log.
-VERSION = 1
+VERSION = 2
 
 Status = Literal["completed", "failed", "retried", "client_disconnected", "incomplete", "no_output"]
 
@@ -226,6 +226,7 @@ def _row(
 ) -> Trace:
     asked = was.received
     model = model or asked.model
+    abandoned = finished is not None and finished.outcome == "abandoned"
     return Trace(
         request_id=asked.request,
         model=model,
@@ -234,7 +235,8 @@ def _row(
         score=was.chosen.score if was.chosen else None,
         scores_breakdown=_breakdown(was.chosen) if was.chosen else {},
         status=status,
-        latency_ms=_between_ms(was.dispatched_at, at),
+        # A request that was abandoned ended at an unknown time: what is recorded is when the router was back.
+        latency_ms=None if abandoned else _between_ms(was.dispatched_at, at),
         time_to_first_token_ms=_between_ms(was.dispatched_at, was.first_token_at),
         prompt_tokens=finished.prompt_tokens if finished else None,
         completion_tokens=finished.completion_tokens if finished else None,

@@ -43,7 +43,7 @@ def _refuse_machine(node: Node, ask: Ask, now: int) -> Eliminated | None:
         heard = f"its last report is {_age_s(node, now):.0f} s old" if reading.at else "it has never reported"
         return _no(node, "offline", heard)
     if node.status == "draining":
-        return _no(node, "draining", f"it finishes {node.depth} requests and takes no new ones")
+        return _no(node, "draining", f"it takes no new requests; still to finish: {node.depth}")
     if not reading.engine_up:
         return _no(node, "engine_down", f"{node.engine.name} did not answer its agent {_age_s(node, now):.0f} s ago")
     if node.name in ask.excluded:
@@ -68,7 +68,7 @@ def _refuse_model(node: Node, ask: Ask) -> Eliminated | None:
     if model is None:
         resident = node.loaded.get(ask.model)
         if resident is None:
-            return _no(node, "model_absent", f"{ask.model} is not among its {len(node.models)} models")
+            return _no(node, "model_absent", f"{ask.model} is not among its models ({len(node.models)})")
         can, family = (), resident.family
     else:
         can, family = model.capabilities, model.family

@@ -101,7 +101,7 @@ async def test_an_agent_that_is_told_to_stop_waits_for_the_stream_that_runs(
     assert rest[-1]["done"] is True
     assert len(rest) >= 60
     assert refused.status_code == 503
-    assert "takes no new ones" in refused.json()["error"]
+    assert "takes no new requests" in refused.json()["error"]
     assert int(refused.headers["retry-after"]) > 0
     assert "stopping when 1 request" in leaving.said
     told = [event["type"] for event in events]

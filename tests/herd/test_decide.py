@@ -58,7 +58,7 @@ REFUSED = {
         node("a", status="draining", disk=(M,), queues={"m:latest": Queue(in_flight=2)}),
         ask("m"),
         "draining",
-        "finishes 2 requests",
+        "still to finish: 2",
     ),
     "engine down": (node("a", disk=(M,), engine_up=False), ask("m"), "engine_down", "1 s ago"),
     "excluded": (node("a", disk=(M,)), ask("m", attempt=2, excluded=("a",)), "excluded", "attempt 2"),
@@ -70,7 +70,7 @@ REFUSED = {
         "2.5 days",
     ),
     "unavailable": (node("a", loaded=HOT, capacity=Capacity(availability=0.19)), ask("m"), "unavailable", "0.19"),
-    "absent": (node("a", disk=(on_disk("other"),)), ask("m"), "model_absent", "its 1 models"),
+    "absent": (node("a", disk=(on_disk("other"),)), ask("m"), "model_absent", "its models (1)"),
     "critical": (node("a", disk=(M,), pressure="critical"), ask("m"), "memory_critical", "54.0 GiB available"),
     "too small": (node("a", disk=(M,), available=9.9), ask("m"), "memory_short", "needs 10.0 GiB; 9.9 GiB"),
     "too small for its owner": (
