@@ -219,7 +219,7 @@ def _open_store(settings: RouterSettings, clock: Clock, table: TraceTable) -> SQ
         )
     except ForeignDatabase as error:
         hint = (
-            f"It is left as it is. Move it aside (mv {settings.database} {settings.database}.ollama-herd), "
+            f"Move it aside (mv {settings.database} {settings.database}.old), "
             "or give Herd its own directory with --data-dir or FLEET_DATA_DIR."
         )
         raise StartupError(str(error), hint=hint) from error

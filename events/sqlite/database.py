@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ _WAL_KEEP_BYTES = 64 * 1024 * 1024
 #: Tables without which a database is not one of our logs.
 _OURS = {"alembic_version", "events", "telemetry", "log_head"}
 
-#: Tables that hold nothing that is not in the others.
+#: Tables that hold nothing that is not in the others (but for views kept after a loss, which only serve its proof).
 _DERIVED = ("checkpoints", "snapshots", "request_traces")
 
 _DAMAGED = "Restore it from a backup, or move it away (with its -wal file) to begin a new log."
@@ -138,6 +139,10 @@ def prepare(path: Path, scripts: Path | None) -> None:
         _complete(path, scripts)
 
 
+def _whose(tables: AbstractSet[str]) -> str:
+    return "ollama-herd" if "request_traces" in tables else "another program"
+
+
 def revision(path: Path, connect: Callable[[Path], "Connection"] = connect_reader) -> str | None:
     """Return the schema revision of a log, None where there is no file or an empty one.
 
@@ -155,8 +160,8 @@ def revision(path: Path, connect: Callable[[Path], "Connection"] = connect_reade
                 return None
             if not tables >= _OURS:
                 raise ForeignDatabase(
-                    f"{path} is the database of another program (it has the tables {', '.join(sorted(tables)[:6])}). "
-                    "It was left as it is: move it away, or choose another data directory, and import it afterwards."
+                    f"{path} is the database of {_whose(tables)} (it has the tables {', '.join(sorted(tables)[:6])}). "
+                    "It was left as it is."
                 )
             found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
             if found is None:

@@ -35,7 +35,14 @@ class Children:
         """Raise `StartupError` if one of them has ended by itself."""
         for name, process, _ in self._started:
             if process.poll() is not None:
-                raise StartupError(f"{name} ended with code {process.returncode}", hint=f"See {self._logs}.")
+                if any(other.poll() is None for _, other, _ in self._started):
+                    # The rest may take its whole grace, and who waits should know what for.
+                    click.echo(
+                        f"\n{name} has ended. Stopping the rest; Ctrl-C does not wait for running requests.", err=True
+                    )
+                raise StartupError(
+                    f"{name} ended with code {process.returncode}", hint=f"Its reason stands above, or in {self._logs}."
+                )
 
     def stop(self) -> None:
         """Stop all of them, the last that was started first; those that are stopped already stay so."""

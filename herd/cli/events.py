@@ -35,10 +35,21 @@ DETAILS_INDENT = 8
 #: Every event type by its tag.
 TYPES: dict[str, type[Event]] = {str(kind.__struct_config__.tag): kind for kind in get_args(Event)}
 
+#: How the streams of events are called: `Event.stream` makes them.
+STREAMS = "node/<name>, request/<id>, router"
+
+
+def stream_of(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """Return the name of a stream; a word that can be none would only find nothing. Raises `click.BadParameter`."""
+    if name is None or name == "router" or name.startswith(("node/", "request/")):
+        return name
+    raise click.BadParameter(f"{name!r} is none of {STREAMS}")
+
+
 FILTERS = (
     click.option("--type", "tags", multiple=True, metavar="TYPE", help="Only this type, such as request.finished, or \
 all of a subject, such as request. May be given several times."),
-    click.option("--stream", help="Only what happened to this: node/<name>, request/<id>, router."),
+    click.option("--stream", callback=stream_of, help=f"Only what happened to this: {STREAMS}."),
     options.data_dir,
 )  # fmt: skip
 
@@ -170,15 +181,28 @@ def export(
     types = types_of(tags)
     with opened(data_dir) as reader:
         found = reader.read(after, until=until, types=types, stream=stream)
-        if output is None:
-            written = write(found, sys.stdout.buffer)
-        else:
-            part = output.with_name(f"{output.name}.part")
-            with part.open("wb") as file:
-                written = write(found, file)
-            part.replace(output)
+        written = write(found, sys.stdout.buffer) if output is None else write_file(found, output)
     click.echo(f"{count(written, 'event')} exported", err=True)
     return OK
+
+
+def write_file(found: Iterable[Recorded], output: Path) -> int:
+    """Write events to a file that gets its name when it is complete, and return how many. Raises `Unreachable`."""
+    if output.exists() and not output.is_file():  # a device or a pipe, whose place a file must not take
+        part = target = output
+    else:
+        target = output.resolve()
+        part = target.with_name(f"{target.name}.part")
+    try:
+        with part.open("wb") as file:
+            written = write(found, file)
+        if part != target:
+            part.replace(target)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Unreachable(f"cannot write {part}: {error.strerror or error}") from error
+    return written
 
 
 def write(found: Iterable[Recorded], file: Any) -> int:

@@ -52,13 +52,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
-def greet(url: str, prompt: str, check: Callable[[], None]) -> bool:
+def greet(url: str, prompt: str, check: Callable[[], None], *, since_s: float) -> bool:
     """Ask the first question as soon as a model is served, print the answer and why it came from where it did.
 
     Returns whether there was an answer. `check` is called while waiting and may raise, for what is no use waiting for.
+    Nodes that have not reported since `since_s`, seconds since the epoch, are only what the router remembers.
     """
     click.echo(f"The router runs at {url}. Waiting for a model …")
-    models = wait_for_models(url, check)
+    models = wait_for_models(url, check, since_s)
     for model in models[:MODELS_TRIED]:
         click.echo(f"\n{click.style('You:', bold=True)} {prompt}")
         click.echo(click.style(f"{plain(model)}: ", bold=True), nl=False)
@@ -70,14 +71,14 @@ def greet(url: str, prompt: str, check: Callable[[], None]) -> bool:
     return False
 
 
-def wait_for_models(url: str, check: Callable[[], None]) -> list[str]:
+def wait_for_models(url: str, check: Callable[[], None], since_s: float) -> list[str]:
     """Return the models that can chat, best first for a first answer; none if none is served in time."""
     explained = False
     begin = time.monotonic()
     while time.monotonic() - begin < MODEL_WAIT_S:
         check()
         found = fleet(url)
-        if models := for_chat(found):
+        if models := for_chat(found, since_s):
             return models
         up_without_models = any(node.status == "online" and node.engine.up for node in found.nodes)
         if up_without_models and not explained and time.monotonic() - begin > EXPLAIN_AFTER_S:
@@ -88,11 +89,14 @@ def wait_for_models(url: str, check: Callable[[], None]) -> list[str]:
     return []
 
 
-def for_chat(found: FleetStatus) -> list[str]:
-    """Return the models that can chat: those in memory first, then the smallest, which answers soonest."""
+def for_chat(found: FleetStatus, since_s: float) -> list[str]:
+    """Return the models that can chat: those in memory first, then the smallest, which answers soonest.
+
+    A node that has not reported since, seconds since the epoch, may have gone while no router listened.
+    """
     sizes: dict[str, tuple[bool, float]] = {}
     for node in found.nodes:
-        if node.status != "online":
+        if node.status != "online" or (node.last_heartbeat or 0.0) < since_s:
             continue
         in_memory = {model.name for model in node.ollama.models_loaded}
         for model in node.ollama.models_available:
@@ -138,14 +142,18 @@ def show_decision(url: str, request: str) -> None:
     points = ", ".join(f"{name} {value:+g}" for name, value in trace.scores_breakdown.items() if name != "total")
     node = next((node for node in fleet(url).nodes if node.node_id == trace.node_id), None)
     click.echo(f"\n{click.style('Decision', bold=True)} {plain(trace.request_id)}")
-    chosen = indented(f"{plain(trace.node_id)} with {number(trace.score, 1)} points: {points}", terminal_columns(), 11)
-    click.echo("\n".join(chosen).replace(" " * 11, "  node     ", 1))
-    click.echo(
-        f"  timing   first token after {duration(trace.time_to_first_token_ms)}, "
-        f"{number(trace.completion_tokens)} tokens in {duration(trace.latency_ms)}"
-    )
+    show_part("node", f"{plain(trace.node_id)} with {number(trace.score, 1)} points: {points}")
+    first, tokens = duration(trace.time_to_first_token_ms), number(trace.completion_tokens)
+    show_part("timing", f"first token after {first}, {tokens} tokens in {duration(trace.latency_ms)}")
     if node is not None:
-        click.echo(f"  engine   {engine(node)}")
+        show_part("engine", engine(node))
+
+
+def show_part(name: str, text: str) -> None:
+    """Print one of several things about the answer, folded where the terminal is too narrow for it."""
+    indent = 11
+    lines = indented(text, terminal_columns(), indent)
+    click.echo("\n".join(lines).replace(" " * indent, f"  {name}".ljust(indent), 1))
 
 
 def trace_of(url: str, request: str) -> Trace | None:

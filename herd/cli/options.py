@@ -81,9 +81,12 @@ def warn_of_unknown_variables() -> None:
 
 def router_url(given: str | None) -> str:
     """Return the address of the router: as given, or where the settings say that it listens, seen from this machine."""
-    if given:
-        return given.rstrip("/") if "//" in given else f"http://{given.rstrip('/')}"
-    return url_of(router_settings().values)
+    if not given:
+        return url_of(router_settings().values)
+    address = given.rstrip("/")
+    if "//" in address:
+        return address
+    return f"http://{address}" if ":" in address or "/" in address else f"http://{address}:{RouterSettings().port}"
 
 
 def url_of(values: RouterSettings) -> str:

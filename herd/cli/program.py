@@ -54,7 +54,7 @@ class Program(click.Group):
         except click.ClickException as error:
             sys.exit(complain(error.format_message(), "", USAGE))
         except (HerdError, StoreError, OSError) as error:
-            sys.exit(complain(str(error) or type(error).__name__, hint(error), exit_code(error)))
+            sys.exit(complain(said(error), hint(error), exit_code(error)))
         except Exception as error:  # noqa: BLE001 - the top of the program: nobody above could name it either
             sys.exit(bug(error))
         sys.exit(code if isinstance(code, int) else OK)
@@ -109,6 +109,13 @@ def wrong_usage(error: click.UsageError) -> int:
         return USAGE
     path = error.ctx.command_path if error.ctx else "herd"
     return complain(error.format_message(), f"See {path} --help.", USAGE)
+
+
+def said(error: HerdError | StoreError | OSError) -> str:
+    """Return what went wrong, without the number that an operating system gives it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def hint(error: HerdError | StoreError | OSError) -> str:

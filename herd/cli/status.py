@@ -64,6 +64,8 @@ class Node(msgspec.Struct, frozen=True):
     memory: Memory | None = None
     disk: Disk | None = None
     ollama: Models = Models()
+    last_heartbeat: float | None = None
+    """When the router last heard of it, seconds since the epoch."""
     last_heartbeat_age_s: float | None = None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from events.clock import SystemClock
 from herd.cli import options
 from herd.cli.ask import ask
 from herd.cli.children import Children, children
@@ -54,8 +55,9 @@ def up(engine: str | None, prompt: str, once: bool, **flags: Any) -> int:
     must_be_free(url, router.values)
     try:
         with children(str(router.values.home / "logs")) as kept:
+            began_s = SystemClock().now() / 1e9
             start(kept, url, router, node_settings(router, engine, url))
-            answered = greet(url, prompt, kept.check)
+            answered = greet(url, prompt, kept.check, since_s=began_s)
             if not once:
                 show_addresses(url, router)
                 while True:
@@ -74,7 +76,9 @@ def must_be_free(url: str, values: RouterSettings) -> None:
         parse(ask(url, "/fleet/status"), url)
     except Unreachable:
         return  # free, or another program's: then the router itself says so
-    raise StartupError(f"a router runs at {url} already", hint="See `herd status`, or choose another port with --port.")
+    raise StartupError(
+        f"a router runs at {url} already", hint=f"See `herd status --url {url}`, or choose another port with --port."
+    )
 
 
 def start(kept: Children, url: str, router: Loaded[RouterSettings], node: Loaded[NodeSettings]) -> None:

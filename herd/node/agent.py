@@ -225,7 +225,10 @@ class Agent:
             self._failures += 1
             self._failures_total += 1
             away = f"the router at {self._router} cannot be reached"
-            self._lose(f"{away}: {error or type(error).__name__}", state=away)
+            self._lose(f"{away}: {str(error) or type(error).__name__}", state=away)
+            return False
+        if response.status_code == 404:
+            self._lose(f"what answers at {self._router} is no router: it knows no /heartbeat; check --router-url")
             return False
         if not response.is_success:
             self._lose(f"the router at {self._router} refused a report: {response.status_code} {response.text[:300]}")

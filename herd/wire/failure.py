@@ -9,22 +9,14 @@ from events.types import Dialect as DialectName
 from herd.errors import BadRequest, HerdError, ModelNotFound, NodeAnswered
 from herd.wire import DIALECTS
 from herd.wire.dialect import excerpt
-from projections.fleet import canonical
 
 _PART = r"\w[\w.-]{0,79}"
 _NAME = re.compile(
     rf"(?:[a-z+]+://)?(?:(?:\w[\w.:-]{{0,349}}/)?\w[\w-]{{0,79}}/)?{_PART}(?::{_PART}){{0,2}}", re.ASCII | re.IGNORECASE
 )
 
-_NOT_FOUND = {
-    "/api/embed": 'model "{asked}" not found, try pulling it first',
-    "/api/embeddings": 'model "{asked}" not found, try pulling it first',
-    "/v1/embeddings": 'model "{asked}" not found, try pulling it first',
-    "/api/show": "model '{canonical}' not found",
-    "/v1/models": "model '{canonical}' not found",
-    "/api/copy": 'model "{asked}" not found',
-}
-"""Where the text differs from that of all other paths."""
+_PULLING = frozenset({"/api/embed", "/api/embeddings", "/v1/embeddings"})
+"""Paths on which Ollama advises to pull a model that it does not find."""
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -55,8 +47,9 @@ def model_not_found(path: str, asked: str) -> HerdError:
     """Return the error for a model that no node has, in the words that Ollama uses on this path."""
     if not _NAME.fullmatch(asked.strip()):
         return BadRequest("invalid model name")
-    text = _NOT_FOUND.get(path, "model '{asked}' not found")
-    return ModelNotFound(text.format(asked=asked, canonical=canonical(asked)))
+    return ModelNotFound(
+        f'model "{asked}" not found, try pulling it first' if path in _PULLING else f"model '{asked}' not found"
+    )
 
 
 def message(error: HerdError) -> str:

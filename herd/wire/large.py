@@ -25,6 +25,9 @@ UNKNOWN_MAX_BYTES = 1024 * 1024
 SAMPLE_BYTES = 64 * 1024
 """So much of a long text is looked at to see how many bytes make a character in it."""
 
+VALUES_MAX = 500_000
+"""Texts, lists and objects of a body that may all be looked at, as a translation must: half a second's work."""
+
 OPENING_BRACKET = ord("[")
 
 _MEASURED: dict[Kind, tuple[str, ...]] = {
@@ -32,10 +35,6 @@ _MEASURED: dict[Kind, tuple[str, ...]] = {
     "generate": ("prompt", "system", "images"),
     "embed": ("input", "prompt"),
 }
-
-
-VALUES_MAX = 500_000
-"""Texts, lists and objects of a body that may all be looked at, as a translation must: half a second's work."""
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +79,10 @@ class _Part(msgspec.Struct, gc=False):
 
 
 _EMPTY = re.compile(rb"\[[ \t\r\n]*\]")
+_SHOWN = re.compile(
+    rb'"images"[ \t\r\n]*+:[ \t\r\n]*+\[[ \t\r\n]*+[^] \t\r\n]|"image_url"[ \t\r\n]*+:[ \t\r\n]*+[^n \t\r\n]'
+)
+"""An image in a message, which null and an empty list are not."""
 _TEXTS = re.compile(rb'[\[ \t\r\n]*+"')
 _VALUES = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]', re.DOTALL)
 _FIELDS = msgspec.json.Decoder(_Fields)
@@ -151,7 +154,7 @@ def _measured(name: str, raw: msgspec.Raw, body: bytes) -> Size:
 def _messages(raw: msgspec.Raw, body: bytes) -> Size:
     if _count(body, b"{") > OBJECTS_MAX:
         # So many braces are a novel's worth of code, or an attack. No text can spell a key: its quotes are escaped.
-        return Size(_characters(raw), 0, body.count(b'"images"') + body.count(b'"image_url"'))
+        return Size(_characters(raw), 0, sum(1 for _ in islice(_SHOWN.finditer(body), OBJECTS_MAX)))
     try:
         messages = _MESSAGES.decode(raw)
         written = images = 0

@@ -298,6 +298,8 @@ async def test_a_client_that_leaves_an_unstreamed_request_stops_the_model_too(tm
             )
         await found.until(lambda: found.open_requests == 0)
         await node.until(lambda: node.scheduler.running.total() == 0)
+        assert len(node.asked("/api/chat")) == 1
+        assert [event.outcome for event in await found.events(RequestFinished)] == ["cancelled"]
 
 
 async def test_no_node_gets_more_than_it_runs_at_once_and_the_line_is_first_come(tmp_path: Path) -> None:
@@ -368,6 +370,7 @@ async def test_a_deadline_is_for_all_lines_together(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
             if waiting.done():
                 break
+        assert waiting.done(), "each line had a deadline of its own"
         assert (await waiting).status_code == 503
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)

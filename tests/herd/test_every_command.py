@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from events.types import (
 from herd import __version__
 from herd.api.status import fleet_status
 from herd.cli import COMMANDS, options
-from herd.cli.children import stop
+from herd.cli.children import Children, stop
 from herd.cli.greeting import for_chat
 from herd.cli.herd import main
 from herd.cli.program import BUG, INTERRUPTED, PIPE_CLOSED, TRACEBACK_VARIABLE, Program
@@ -494,6 +496,12 @@ def test_a_router_that_is_not_there_is_told_with_advice(tmp_path: Path, command:
     failed_well(herd(tmp_path, command, "--url", url), 3, "cannot reach the router", "herd")
 
 
+def test_a_host_alone_is_asked_at_the_port_that_routers_have() -> None:
+    assert options.router_url("ash") == "http://ash:11435"
+    assert options.router_url("ash:1/") == "http://ash:1"
+    assert options.router_url("http://ash/") == "http://ash"
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"traces": 1}'])
 def test_another_program_at_the_address_is_recognised(tmp_path: Path, body: bytes) -> None:
     with answering(fleet_status=body, dashboard_api_traces=body) as url:
@@ -628,7 +636,30 @@ def test_an_export_to_a_file_appears_when_it_is_complete(written: Path, tmp_path
     assert result.stdout == ""
     assert result.stderr == "1 event exported\n"
     assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
-    failed_well(herd(written, "events", "export", database_of(written), "-o", str(tmp_path / "no" / "x")), 3)
+    result = herd(written, "events", "export", database_of(written), "-o", str(tmp_path / "no" / "x"))
+    failed_well(result, 3, f"cannot write {tmp_path / 'no' / 'x.part'}: No such file or directory")
+
+
+def test_an_export_into_a_device_or_a_link_leaves_it_what_it_is(written: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = ("events", "export", database_of(written), "--type", "router", "-o")
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_bytes)
+        assert herd(written, *command, str(pipe)).exit_code == 0
+        assert len(read.result(20).splitlines()) == 1
+    assert pipe.is_fifo()
+    link, linked = tmp_path / "link", tmp_path / "linked"
+    link.symlink_to(linked)
+    linked.write_text("old")
+    assert herd(written, *command, str(link)).exit_code == 0
+    assert link.is_symlink()
+    assert len(linked.read_bytes().splitlines()) == 1
+
+
+def test_a_stream_that_cannot_be_is_answered_with_those_that_can(written: Path) -> None:
+    result = herd(written, "events", "list", database_of(written), "--stream", "oak")
+    failed_well(result, 2, "'oak'", "node/<name>", "request/<id>")
 
 
 def test_an_export_stops_quietly_when_nobody_reads_on(written: Path) -> None:
@@ -760,7 +791,47 @@ def test_the_first_question_goes_to_a_model_that_can_chat_and_answers_soon() -> 
             {"node_id": "oak", "status": "offline", "ollama": {"models_available": ["tiny"]}},
         ],
     }
-    assert for_chat(parse(msgspec.json.encode(body), "")) == ["hot", "small", "big"]
+    assert for_chat(parse(msgspec.json.encode(body), ""), since_s=0.0) == ["hot", "small", "big"]
+
+
+def test_the_first_question_goes_to_no_node_that_a_restarted_router_only_remembers() -> None:
+    nodes: list[dict[str, Any]] = [
+        {"node_id": "ash", "status": "online", "last_heartbeat": 99.9, "ollama": {"models_available": ["gone"]}},
+        {"node_id": "oak", "status": "online", "last_heartbeat": 100.1, "ollama": {"models_available": ["here"]}},
+    ]
+    fleet = {"nodes_total": 2, "nodes_online": 2, "models_loaded": 0, "requests_active": 0}
+    found = parse(msgspec.json.encode({"fleet": fleet, "queues": {}, "nodes": nodes}), "")
+    assert for_chat(found, since_s=100.0) == ["here"]
+
+
+def test_the_status_tells_when_a_node_was_last_heard_of() -> None:
+    body = json.loads(status_body(*BUSY, NodeReported(node="ash")))
+    heard = parse(msgspec.json.encode(body), "").nodes[0].last_heartbeat
+    assert heard is not None
+    assert heard == body["nodes"][0]["last_heartbeat"]
+
+
+def test_when_a_part_ends_the_user_hears_so_before_the_rest_has_stopped(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = Children("/logs")
+    variables = {**os.environ, **{name: value or "" for name, value in environment(tmp_path).items()}}
+    try:
+        kept.start("the router", "herd.cli.herd", ["--version"], variables, grace_s=10.0)  # ends by itself
+        serve = ["serve", "--host=127.0.0.1", "--port=0", "--no-mdns", database_of(tmp_path)]
+        kept.start("the node agent", "herd.cli.herd", serve, variables, grace_s=10.0)  # goes on until it is stopped
+        with pytest.raises(StartupError, match="the router ended with code 0"):
+            watch(kept)
+        assert "the router has ended. Stopping the rest" in capfd.readouterr().err
+    finally:
+        kept.stop()
+
+
+def watch(kept: Children) -> None:
+    """Check until a part has ended, which raises."""
+    for _ in range(2000):
+        kept.check()
+        time.sleep(0.01)
 
 
 def test_up_does_not_start_beside_a_router_that_runs(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ class Ollama:
         try:
             version = (await self._ask("GET", "/api/version", Version)).version
         except (httpx.HTTPError, msgspec.DecodeError) as error:
-            self.trouble = _why(error)
+            self.trouble = f"no answer from {self.url} ({_why(error)})"
             return ""
         self.trouble = ""
         return version

@@ -192,6 +192,14 @@ async def test_a_router_that_is_away_is_waited_for_and_told_what_it_missed(caplo
     assert caplog.text.count("reporting to") == 1
 
 
+async def test_a_server_that_is_no_router_is_told_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    router = FakeRouter()
+    router.status = 404
+    async with served(router.handle) as url, stage(url):
+        await router.next()
+        await eventually(lambda: f"what answers at {url} is no router" in caplog.text)
+
+
 async def test_a_router_that_moves_is_found_again() -> None:
     old, new = FakeRouter(), FakeRouter()
     async with (

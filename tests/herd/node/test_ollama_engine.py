@@ -173,7 +173,7 @@ async def test_an_ollama_that_is_gone_is_down_and_says_why() -> None:
         ollama = Ollama("http://127.0.0.1:9", client, processes=list, environment={})
         report = await ollama.report()
     assert (report.up, report.models, report.loaded) == (False, None, None)
-    assert ollama.trouble
+    assert ollama.trouble.startswith(f"no answer from {ollama.url} (")
 
 
 async def test_something_else_at_its_address_is_no_ollama() -> None:

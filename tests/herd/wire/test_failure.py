@@ -57,10 +57,6 @@ def test_an_openai_frame_is_one_event_that_both_sdks_raise_on() -> None:
         ("/api/embed", 'model "nope" not found, try pulling it first'),
         ("/api/embeddings", 'model "nope" not found, try pulling it first'),
         ("/v1/embeddings", 'model "nope" not found, try pulling it first'),
-        ("/api/show", "model 'nope:latest' not found"),
-        ("/v1/models", "model 'nope:latest' not found"),
-        ("/api/delete", "model 'nope' not found"),
-        ("/api/copy", 'model "nope" not found'),
     ],
 )
 def test_an_unknown_model_is_missed_in_the_words_of_each_path(path: str, text: str) -> None:

@@ -199,6 +199,14 @@ def test_a_long_text_full_of_braces_and_quotes_is_one_value() -> None:
     assert sent["messages"][0]["content"] == '{"a": [' * VALUES_MAX
 
 
+@pytest.mark.parametrize("nothing", ["null", " null", "[]", "[ ]", " [ \n]"])
+def test_code_full_of_braces_next_to_no_image_needs_no_vision(nothing: str) -> None:
+    written = body(messages=[{"content": "{}" * OBJECTS_MAX * 8, "images": None}])
+    assert parse(CHAT, written.replace(b" null", nothing.encode())).needs == ()
+    parts = body(messages=[{"content": [{"text": "{}" * OBJECTS_MAX * 8, "image_url": None}]}])
+    assert parse(OPENAI_CHAT, parts).needs == ()
+
+
 def test_code_full_of_braces_next_to_an_image_still_needs_vision() -> None:
     written = body(messages=[{"content": "{}" * OBJECTS_MAX, "images": [IMAGE]}])
     assert parse(CHAT, written).needs == ("vision",)
