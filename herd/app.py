@@ -150,7 +150,8 @@ async def running(
         port: int = listener.getsockname()[1]
         table = TraceTable(settings.database)
         store = _open_store(settings, clock, table)
-        stack.push_async_callback(_close, store)
+        failures: list[BaseException] = []
+        stack.push_async_callback(_close, store, failures)
         core = _core(store, clock, _policy(settings))
         core.watch(Journal().write, *LINES)
         core.record(
@@ -171,7 +172,6 @@ async def running(
 
             await stack.enter_async_context(announced(settings.mdns_service_type, settings.mdns_service_name, port))
         core.watch(_connections_of_leavers(core, upstream), NodeJoined, NodeLeft)
-        failures: list[BaseException] = []
         await stack.enter_async_context(
             _tasks(stopping, failures, _watch_silence(core, settings), _keep_snapshots(core), _until_replaced(store))
         )
@@ -267,12 +267,13 @@ def _say_goodbye(core: Core) -> None:
     runner.save(core.store, core.view)
 
 
-async def _close(store: SQLiteStore) -> None:
+async def _close(store: SQLiteStore, failures: list[BaseException]) -> None:
     try:
         async with asyncio.timeout(CLOSE_WAIT_S):
             await store.close()
     except (TimeoutError, StoreError) as error:
         logger.error("the log could not be stored completely: %s", error)  # noqa: TRY400 - no bug, no trace
+        failures.append(error)
 
 
 @asynccontextmanager

@@ -40,6 +40,9 @@ BODIES_MAX = 8
 HELD_MAX_BYTES = 64 * 1024
 """A larger piece of an answer is written at once."""
 
+SLICE_BYTES = 256 * 1024
+"""So much of it, before the next is written only when the client has read."""
+
 _OFFERS = frozenset((b"upgrade", b"http2-settings", b"connection"))
 _NEVER = float("inf")
 
@@ -63,6 +66,8 @@ class Inlet:
         self.body_max_bytes = body_max_bytes
         self.stall_max_s = stall_max_s
         self.outbox = Outbox()
+        self.closed = False
+        """Whether no request may begin any more: what they need is being taken apart."""
         self.held_bytes = 0
         """Bodies in memory, of all connections."""
         self.held_max_bytes = BODIES_MAX * body_max_bytes
@@ -154,7 +159,7 @@ class Exchange:
         Raises `ClientGone` when it left, or left too much unread for too long.
         """
         door = self._door
-        if self.gone:
+        if self.gone or self.response_complete:
             raise ClientGone
         if door.flow.write_paused:
             await door.drained()
@@ -171,9 +176,12 @@ class Exchange:
             door.inlet.outbox.post(door.transport, piece)
         else:
             door.inlet.outbox.flush()
-            door.transport.write(piece)
-            if door.flow.write_paused:
-                await door.drained()
+            rest = memoryview(piece)
+            while rest:  # by slices: the deadline is for a client that reads nothing, not for one that reads slowly
+                door.transport.write(rest[:SLICE_BYTES])
+                rest = rest[SLICE_BYTES:]
+                if door.flow.write_paused:
+                    await door.drained()
         if not more:
             self.response_complete = True
             door.on_response_complete()
@@ -232,6 +240,8 @@ class Door(HttpToolsProtocol):
         """The request whose turn it is; `cycle` is the one that arrived last."""
         self._in_head = False
         self._head_bytes = 0
+        self._barren_bytes = 0
+        """Since the last byte of a body, or the begin of a request."""
         self._offered = False
         """The request at hand offers to go on in another protocol, which is declined."""
         self._deaf = False
@@ -266,17 +276,19 @@ class Door(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sent, through the callbacks `on_…`."""
-        if self._deaf:
-            return
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._decline(data[offer.args[0] :])
-        except httptools.HttpParserError:
-            self._reject(b"400 Bad Request", HTTPStatus.BAD_REQUEST)
-        else:
-            if self._in_head or self._filling is not None or self._is_serving():
-                self._after_data(len(data))
+        while data and not self._deaf and not self.transport.is_closing():
+            self._barren_bytes += len(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                data = self._decline(data[offer.args[0] :])
+            except httptools.HttpParserError:
+                self._reject(b"400 Bad Request", HTTPStatus.BAD_REQUEST)
+                return
+            else:
+                if self._in_head or self._filling is not None or self._is_serving():
+                    self._after_data(len(data))
+                return
 
     def eof_received(self) -> None:
         """Take a client that sends no more for one that has left, as Go does: asyncio closes what nobody keeps open."""
@@ -288,11 +300,12 @@ class Door(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._barren_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header."""
-        self.headers.append((name.lower(), value))
+        """Keep a header; drop a trailer, for which there is no limit and no use."""
+        if self._in_head:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Decide who answers."""
@@ -324,6 +337,7 @@ class Door(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
+        self._barren_bytes = 0
         exchange = self._filling
         if exchange is None:
             if not self._offered:
@@ -367,6 +381,9 @@ class Door(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close, at once or after the answer that runs."""
         self.inlet.outbox.flush()
+        if isinstance(self._serving, RequestResponseCycle) and self._is_serving() and self._serving.more_body:
+            self.transport.abort()  # a report that has not arrived; its task, if cancelled, would be logged as a bug
+            return
         super().shutdown()
 
     async def drained(self) -> None:
@@ -382,10 +399,14 @@ class Door(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
-        if isinstance(cycle, Exchange):
+        if self.inlet.closed:
+            self._close(lingering=False)
+        elif isinstance(cycle, Exchange):
             self._expect_within(BODY_SILENCE_MAX_S)
             self._go(cycle)
         else:
+            if cycle.more_body:
+                self._expect_within(BODY_SILENCE_MAX_S)
             super()._start_asgi_task(cycle, app)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
@@ -416,8 +437,12 @@ class Door(HttpToolsProtocol):
                     exchange.refuse(TooLarge(limit))
                     self._go(exchange)
                     return
-            elif name == b"expect" and value.lower() == b"100-continue" and exchange is self._serving:
+            elif name == b"expect" and value.lower() == b"100-continue" and self._may_continue(exchange):
                 self.inlet.outbox.post(self.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _may_continue(self, exchange: Exchange) -> bool:
+        """Whether a client may be told to go on: HTTP/1.0 does not know it, and whoever is not served yet waits."""
+        return exchange is self._serving and self.parser.get_http_version() == "1.1"
 
     def _to_house(self) -> None:
         url, headers = self.url, self.headers
@@ -440,6 +465,9 @@ class Door(HttpToolsProtocol):
         if exchange is not self._serving or exchange.task is not None or exchange.gone:
             return
         if exchange.more_body and exchange.refusal is None:
+            return
+        if self.inlet.closed:
+            self._close(lingering=False)
             return
         self._deadline = _NEVER
         exchange.task = task = self.loop.create_task(self.inlet.answer(exchange))
@@ -464,33 +492,42 @@ class Door(HttpToolsProtocol):
             self._head_bytes += size
             if self._head_bytes > HEAD_MAX_BYTES:
                 self._reject(b"431 Request Header Fields Too Large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._barren_bytes > HEAD_MAX_BYTES:  # trailers, or framing without content
+            self._reject(b"431 Request Header Fields Too Large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._serving is not None and self._serving.more_body:
             self._expect_within(BODY_SILENCE_MAX_S)
         elif self._is_serving():
             self._deadline = _NEVER
 
-    def _decline(self, rest: bytes) -> None:
+    def _decline(self, rest: bytes) -> bytes:
         """Serve a request that offers another protocol (Java's client: h2c) as the plain request that it is.
+
+        Returns what is to be parsed next.
 
         The parser stops at such an offer and takes the body for the other protocol, so the head is shown to a new one
         without the offer.
         """
         if self.parser.get_method() == b"CONNECT":
             self._reject(b"400 Bad Request", HTTPStatus.BAD_REQUEST)
-            return
+            return b""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % (name, value) for name, value in self.headers if name not in _OFFERS]
+        if not self.parser.should_keep_alive():
+            lines.append(b"connection: close")
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._offered = False
         self._in_head = False
-        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+        return b"\r\n".join(lines) + b"\r\n\r\n" + rest
 
     def _reject(self, text: bytes, status: HTTPStatus) -> None:
         """Answer what is no request, and close. In the middle of another answer there is nothing to be said."""
         if self._is_answering() or self.transport.is_closing():
             self.transport.abort()
             return
+        if isinstance(self._serving, RequestResponseCycle):  # its task runs, and must not write after this
+            self._serving.disconnected = True
+            self._serving.message_event.set()
         inlet = self.inlet
         lines = (
             STATUS_LINE[status],

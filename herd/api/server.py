@@ -73,6 +73,7 @@ async def http(
     finally:
         server.should_exit = True
         await serving
+        inlet.closed = True
         left = list(server.server_state.tasks)  # those that were not waited for; each still records its ending
         for task in left:
             task.cancel()

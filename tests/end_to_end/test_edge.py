@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -11,7 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from events.types import RequestFinished
+from events.sqlite import open_readonly
+from events.types import RequestFinished, RequestReceived
+from herd.api import door
 from tests.end_to_end.process import RouterProcess, router
 from tests.end_to_end.world import fleet
 from tests.fakes.heartbeat import heartbeat_of
@@ -81,6 +84,11 @@ class Wire:
         """Wait for the router to hang up; say whether it said nothing more before."""
         async with asyncio.timeout(DEADLINE_S):
             return await self._reader.read() == b""
+
+    async def some(self, most: int) -> bytes:
+        """Read what is there, at least a byte of it."""
+        async with asyncio.timeout(DEADLINE_S):
+            return await self._reader.read(most) or pytest.fail("the router hung up")
 
     def hang_up(self) -> None:
         self._writer.close()
@@ -392,3 +400,92 @@ async def test_a_stream_that_outlives_the_grace_of_a_stop_ends_in_an_error_of_it
                 assert await openai.closed()
             assert await stopping == 0
         assert len(node.disconnects) == 2
+
+
+# --- what strangers send ---------------------------------------------------------------------------------------------
+
+
+def faults(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
+async def test_an_offer_does_not_hide_that_the_connection_shall_end(tmp_path: Path) -> None:
+    async with fleet(tmp_path, [FakeOllama()]) as found, wire(found.url) as client:
+        await client.send(post(CHAT, question(), headers=H2C | {"Connection": "close, Upgrade"}))
+        assert (await client.answer()).headers["connection"] == "close"
+        assert await client.closed()
+
+
+async def test_garbage_behind_a_request_leaves_no_trace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with fleet(tmp_path) as found, wire(found.url) as client:
+        await client.send(VERSION + b"\x00garbage\r\n\r\n")
+        assert (await client.answer()).status == 400
+        assert await client.closed()
+        assert (await found.client.get("/api/version")).status_code == 200
+    assert faults(caplog) == []
+
+
+@pytest.mark.parametrize("trailers", [b"x-more: yes\r\n" * 20_000, b"x-more: " + b"y" * 300_000])
+@pytest.mark.parametrize("path", [CHAT, "/heartbeat"])
+async def test_trailers_without_end_are_refused(tmp_path: Path, path: str, trailers: bytes) -> None:
+    async with fleet(tmp_path) as found, wire(found.url) as client:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n"
+        await client.send(head.encode())
+        sending = asyncio.create_task(client.send(trailers))
+        assert (await client.answer()).status == 431
+        await sending
+
+
+async def test_a_trailer_is_no_header(tmp_path: Path) -> None:
+    async with fleet(tmp_path, [FakeOllama()]) as found, wire(found.url) as client:
+        body = question()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n".encode()
+        )
+        await client.send(head + body + b"\r\n0\r\nUser-Agent: late\r\n\r\n")
+        assert (await client.answer()).status == 200
+        assert "late" not in str(found.nodes["node-0"].asked(CHAT)[0].headers)
+
+
+async def test_a_report_that_waited_for_its_turn_must_arrive_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "BODY_SILENCE_MAX_S", 0.3)
+    async with fleet(tmp_path, [FakeOllama()]) as found, wire(found.url) as client:
+        late = b"POST /heartbeat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n"
+        await client.send(post(CHAT, question()) + late)
+        assert (await client.answer()).status == 200
+        with contextlib.suppress(ConnectionError):
+            assert await client.closed()
+
+
+async def test_a_client_that_reads_slowly_gets_its_whole_answer(tmp_path: Path) -> None:
+    node = FakeOllama()
+    node.faults.big_final_bytes = 24 << 20
+    async with fleet(tmp_path, [node], read_timeout=0.5) as found, wire(found.url, receive_bytes=65536) as client:
+        await client.send(post(CHAT, question()))
+        _, headers = await client.head()
+        left = int(headers["content-length"])
+        while left:
+            left -= len(await client.some(1 << 18))
+            await asyncio.sleep(0.01)
+
+
+async def test_a_second_signal_lets_no_request_begin_that_was_sent_ahead(tmp_path: Path, port: int) -> None:
+    async with FakeOllama(tokens=100_000, delay_ms=5) as node:
+        with router(tmp_path, port, shutdown_grace="60") as found:
+            await asyncio.to_thread(introduce, found, node)
+            async with wire(found.url) as client:
+                await client.send(post(CHAT, question()) * 5)
+                await node.until(lambda: node.generated > 4)
+                found.process.send_signal(signal.SIGTERM)
+                async with asyncio.timeout(DEADLINE_S):
+                    while await listening(port):  # noqa: ASYNC110 -- another process, no event
+                        await asyncio.sleep(0.02)
+                assert await asyncio.to_thread(found.stop) == 0
+                assert (await client.answer()).status == 503
+                assert await client.closed()
+    with contextlib.closing(open_readonly(tmp_path / "latency.db")) as log:
+        events = [each.event for each in log.read()]
+    received = [event.request for event in events if isinstance(event, RequestReceived)]
+    assert [event.request for event in events if isinstance(event, RequestFinished)] == received
