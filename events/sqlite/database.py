@@ -139,8 +139,8 @@ def prepare(path: Path, scripts: Path | None) -> None:
         _complete(path, scripts)
 
 
-def _whose(tables: AbstractSet[str]) -> str:
-    return "ollama-herd" if "request_traces" in tables else "another program"
+def _guess(tables: AbstractSet[str]) -> str:
+    return ", probably ollama-herd" if "request_traces" in tables else ""
 
 
 def revision(path: Path, connect: Callable[[Path], "Connection"] = connect_reader) -> str | None:
@@ -160,8 +160,8 @@ def revision(path: Path, connect: Callable[[Path], "Connection"] = connect_reade
                 return None
             if not tables >= _OURS:
                 raise ForeignDatabase(
-                    f"{path} is the database of {_whose(tables)} (it has the tables {', '.join(sorted(tables)[:6])}). "
-                    "It was left as it is."
+                    f"{path} is the database of another program{_guess(tables)} (it has the tables "
+                    f"{', '.join(sorted(tables)[:6])}). It was left as it is."
                 )
             found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
             if found is None:

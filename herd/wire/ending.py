@@ -13,6 +13,9 @@ NEWLINE = 0x0A
 SPACE = 0x20
 """Every white space of ASCII has this code or a smaller one."""
 
+BLANK = b" \t\r\n"
+"""What JSON takes for white space; anything else says something, if only nonsense."""
+
 WHOLE_MAX_BYTES = 16 * 1024 * 1024
 """A line or a whole answer is kept up to this size; clients give up at 8 MB. Beyond it nothing is known of the end."""
 
@@ -129,7 +132,7 @@ class _Line(_Keeper):
         size = len(chunk)
         self.seen += size
         self.last = last = chunk[-1]
-        if chunk[0] <= SPACE and chunk.isspace():
+        if chunk[0] <= SPACE and not chunk.strip(BLANK):
             self._complete = self._complete or b"\n" in chunk
             return
         if self._complete or _has_line_inside(chunk, last):
@@ -143,7 +146,7 @@ class _Line(_Keeper):
             self._chunks.clear()
 
     def value(self) -> bytes:
-        return super().value().strip().rpartition(b"\n")[2]
+        return super().value().strip(BLANK).rpartition(b"\n")[2]
 
 
 class _Tail(_Keeper):
@@ -204,5 +207,5 @@ def _has_line_inside(chunk: bytes, last: int) -> bool:
     if last <= SPACE:
         end -= 1
         if chunk[end - 1] <= SPACE:  # blank lines at the end, as events have them
-            end = len(chunk.rstrip())
+            end = len(chunk.rstrip(BLANK))
     return chunk.find(b"\n", 0, end) >= 0

@@ -105,8 +105,9 @@ class Histories(RuleBasedStateMachine):
         return data.draw(st.sampled_from(there)) if there else None
 
     def end(self, request: OpenRequest, outcome: Outcome) -> None:
-        if request.node is not None:
-            self.ended[request.node, request.model, outcome in ("completed", "no_output")] += 1
+        good = outcome in ("completed", "no_output")
+        if request.node is not None and (good or outcome in ("failed", "incomplete")):  # the others are not its doing
+            self.ended[request.node, request.model, good] += 1
         if outcome == "completed":
             self.completed[request.node or "", request.model] += 1
         del self.open[request.name]
