@@ -26,6 +26,8 @@ from herd.errors import (
     Stopping,
     UpstreamError,
 )
+from herd.routing.admission import refuse_model
+from herd.routing.policy import Ask
 from herd.wire import failure
 from herd.wire.dialect import Ending
 from herd.wire.ending import is_answer
@@ -90,7 +92,7 @@ class Dispatcher:
         while True:
             recorded, chosen = run.choose()
             if chosen.node is None:
-                raise run.last_error or nobody(chosen, run.job.parsed, self._core.view.fleet)
+                raise run.last_error or nobody(chosen, run, self._core.view.fleet)
             node = self._core.view.fleet.nodes[chosen.node]
             relay = relay_for(run.job.parsed, run.job.body, node, now=self._core.clock.now)
             if relay.local is not None:
@@ -255,14 +257,17 @@ def may_ask_another(error: UpstreamError, parsed: Parsed) -> bool:
     return parsed.kind == "embed" and text.startswith("do embedding request")
 
 
-def nobody(chosen: RouteChosen, parsed: Parsed, fleet: Fleet) -> HerdError:
+def nobody(chosen: RouteChosen, run: Run, fleet: Fleet) -> HerdError:
     """Return the error for a request that no node can serve, from the reasons in its decision."""
-    holders = {node.name for node in fleet.nodes.values() if node.has(parsed.model)}
+    parsed = run.job.parsed
+    holders = {node.name: node for node in fleet.nodes.values() if node.has(parsed.model)}
     if not holders:
         return failure.model_not_found(parsed.path, parsed.asked)
+    ask = Ask.of(run.received)
+    unable = [refuse_model(node, ask) for node in holders.values()]
+    if unable[0] is not None and all(unable):  # nor could a node that is away
+        return incapable(parsed, unable[0], fleet)
     refused = [refusal for refusal in chosen.eliminated if refusal.node in holders]
-    if all(refusal.reason == "capability" for refusal in refused):
-        return incapable(parsed, refused[0], fleet)
     reasons = "; ".join(f"{refusal.node}: {refusal.detail or refusal.reason}" for refusal in refused)
     return NoNodeAvailable(
         f"model '{parsed.asked}' cannot be served now ({reasons})",

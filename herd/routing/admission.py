@@ -27,7 +27,7 @@ def admit(fleet: Fleet, ask: Ask, *, now: int) -> tuple[list[Node], list[Elimina
     size = fleet.sizes.get(ask.model, UNKNOWN)
     for name in sorted(nodes):
         node = nodes[name]
-        refused = _refuse_machine(node, ask, now) or _refuse_model(node, ask)
+        refused = _refuse_machine(node, ask, now) or refuse_model(node, ask)
         if refused is None and ask.model not in node.loaded:
             refused = _refuse_load(node, ask, size)
         if refused is None:
@@ -63,7 +63,8 @@ def _refuse_capacity(node: Node) -> Eliminated | None:
     return None
 
 
-def _refuse_model(node: Node, ask: Ask) -> Eliminated | None:
+def refuse_model(node: Node, ask: Ask) -> Eliminated | None:
+    """Return why a node's copy of the model cannot do what is asked, however the node is; None if it can."""
     model = node.models.get(ask.model)
     if model is None:
         resident = node.loaded.get(ask.model)

@@ -22,6 +22,7 @@ from events.types import (
 )
 from herd import logs
 from tests.end_to_end.world import Fleet, fleet
+from tests.fakes.heartbeat import heartbeat_of
 from tests.fakes.ollama import FakeOllama
 
 ROUTES = [
@@ -535,3 +536,13 @@ async def test_a_route_of_ollama_that_is_not_served_says_so_in_ollamas_shape(tmp
         assert answer.status_code == 501
         assert "/api/show" in answer.json()["error"]
         assert (await found.client.get("/nope")).text == "404 page not found"
+
+
+async def test_what_no_copy_of_a_model_can_do_is_the_clients_fault_even_if_one_copy_is_away(tmp_path: Path) -> None:
+    async with fleet(tmp_path, [FakeOllama(), FakeOllama()]) as found:
+        await found.client.post("/heartbeat", json=heartbeat_of(found.nodes["node-1"], "node-1", leaving=True))
+        answer = await found.client.post(
+            "/api/generate", json={"model": "llama3:8b", "prompt": "what is this?", "images": ["aGk="]}
+        )
+        assert answer.status_code == 400
+        assert answer.json()["error"] == "registry.ollama.ai/library/llama3:8b does not support vision"
