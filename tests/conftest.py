@@ -1,5 +1,7 @@
 """Fixtures and settings that every kind of test shares."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -10,6 +12,12 @@ pytest_plugins = ["tests.engines.fixtures"]
 settings.register_profile("quick", deadline=None, max_examples=40)
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.load_profile("quick")
+
+
+def pytest_configure() -> None:
+    """Let commands under test hear Ctrl-C: a shell that runs tests in the background makes all it starts deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
