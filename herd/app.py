@@ -29,8 +29,7 @@ from herd.dispatch.upstream import Upstream
 from herd.errors import StartupError
 from herd.journal import LINES, Journal
 from herd.reports.silence import forgotten, silent
-from herd.routing import POLICIES
-from herd.routing.context import ClassicParameters
+from herd.routing import policy_named
 from herd.routing.policy import Policy
 from herd.settings import Loaded, RouterSettings
 from herd.wire import ROUTES
@@ -175,7 +174,7 @@ async def running(
         await stack.enter_async_context(
             _tasks(stopping, failures, _watch_silence(core, settings), _keep_snapshots(core), _until_replaced(store))
         )
-        # Events and views hold no cycles, so looking for them as often as is usual costs a twentieth of a busy router.
+        # Events and views hold no cycles, so looking for them as often as is usual is work for nothing.
         gc.set_threshold(10_000, 20, 20)
         gc.freeze()  # what is loaded now stays; the collector need not look at it again
         app = house(Shared(core=core, settings=loaded, traces=table))
@@ -233,12 +232,8 @@ def _open_store(settings: RouterSettings, clock: Clock, table: TraceTable) -> SQ
 
 
 def _policy(settings: RouterSettings) -> Policy:
-    make = POLICIES.get(settings.policy)
-    if make is None:
-        raise StartupError(
-            f"there is no routing policy {settings.policy!r}", hint=f"Use one of: {', '.join(POLICIES)}."
-        )
-    return make({name: getattr(settings, name) for name in ClassicParameters.__struct_fields__})
+    kind = policy_named(settings.policy)
+    return kind({name: getattr(settings, name) for name in kind.parameters.__struct_fields__})
 
 
 def _core(store: SQLiteStore, clock: Clock, policy: Policy) -> Core:

@@ -9,7 +9,6 @@ import msgspec
 
 from herd import settings
 from herd.cli.program import warn
-from herd.errors import SettingsError
 from herd.settings import ENV_FILE_VARIABLE, NODE_PREFIX, ROUTER_PREFIX, Loaded, NodeSettings, RouterSettings
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -51,16 +50,10 @@ def router_settings(**flags: Any) -> Loaded[RouterSettings]:
     file = settings.read_env_file(settings.env_file())
     loaded = settings.load(RouterSettings, ROUTER_PREFIX, flags=flags, file=file)
     if loaded.origins["policy"] != "default":
-        must_exist(loaded.values.policy)
+        from herd.routing import policy_named  # noqa: PLC0415 - hardly anybody chooses one, and others need not wait
+
+        policy_named(loaded.values.policy)
     return loaded
-
-
-def must_exist(policy: str) -> None:
-    """Raise `SettingsError` for a routing policy that this release does not have."""
-    from herd.routing import POLICIES  # noqa: PLC0415 - hardly anybody chooses one, and `herd status` is quicker without
-
-    if policy not in POLICIES:
-        raise SettingsError(f"there is no routing policy {policy!r}", hint=f"Use one of: {', '.join(POLICIES)}.")
 
 
 def node_settings(**flags: Any) -> Loaded[NodeSettings]:

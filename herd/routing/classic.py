@@ -1,6 +1,5 @@
 """The policy that users of the earlier router know: seven signals, added up, with its published weights."""
 
-from hashlib import sha256
 from math import fsum
 from operator import attrgetter
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import msgspec
 
 from events.types import Candidate
-from herd.errors import SettingsError
 from herd.routing.chance import Chance
 from herd.routing.context import ClassicParameters, Context
-from herd.routing.decide import DECIDING_VERSION
+from herd.routing.decide import fingerprint
 from herd.routing.policy import Ask, Ranking
 from herd.routing.signals import SIGNALS
 from projections.fleet import Node
@@ -51,18 +49,3 @@ class Classic:
         ]
         candidates.sort(key=_total, reverse=True)
         return Ranking(candidates=tuple(candidates))
-
-
-def classic(parameters: dict[str, Any]) -> Classic:
-    """Build the policy; absent parameters have their published values. Raises `SettingsError` for one it cannot use."""
-    try:
-        return Classic(msgspec.convert(parameters, ClassicParameters))
-    except msgspec.ValidationError as error:
-        names = ", ".join(ClassicParameters.__struct_fields__)
-        raise SettingsError(f"policy classic: {error}", hint=f"It knows: {names}.") from error
-
-
-def fingerprint(name: str, version: int, parameters: dict[str, Any], *, deciding: int = DECIDING_VERSION) -> str:
-    """Return twelve hex digits that differ whenever the decisions of a policy may differ."""
-    identity = {"name": name, "version": version, "deciding": deciding, "parameters": parameters}
-    return sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:12]

@@ -1,6 +1,10 @@
 """Live routing, shadow policies and replay ask this one function: a second one would answer otherwise one day."""
 
+from hashlib import sha256
 from operator import attrgetter
+from typing import Any
+
+import msgspec
 
 from events.types import Candidate
 from herd.routing.admission import admit
@@ -50,6 +54,12 @@ def decide(view: View, ask: Ask, policy: Policy, chance: Chance, *, now: int) ->
         margin=best.total - second.total if second is not None else None,
         propensity=ranking.propensity / equals,
     )
+
+
+def fingerprint(name: str, version: int, parameters: dict[str, Any], *, deciding: int = DECIDING_VERSION) -> str:
+    """Return twelve hex digits that differ whenever the decisions of a policy may differ."""
+    identity = {"name": name, "version": version, "deciding": deciding, "parameters": parameters}
+    return sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:12]
 
 
 def _equals(candidates: tuple[Candidate, ...]) -> int:

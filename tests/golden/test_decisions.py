@@ -10,7 +10,7 @@ from events.recorded import Recorded
 from events.types import RouteChosen
 from herd.replay.verify import Report, verify
 from herd.routing import POLICIES
-from herd.routing.classic import Classic, classic
+from herd.routing.classic import Classic
 from herd.routing.context import ClassicParameters
 from tests.golden.make_decisions import PATH
 
@@ -25,7 +25,7 @@ def decisions() -> list[RouteChosen]:
 
 def pretending(**changed: Any) -> Report:
     """Verify with other weights under the recorded name: what a formula changed by mistake would do."""
-    recorded = classic({})
+    recorded = POLICIES["classic"]({})
 
     def other(_: dict[str, Any]) -> Classic:
         policy = Classic(msgspec.structs.replace(ClassicParameters(), **changed))
@@ -43,7 +43,7 @@ def test_the_recorded_policy_decides_the_same_again() -> None:
 
 def test_the_golden_log_holds_what_it_is_there_for() -> None:
     chosen = decisions()
-    for place, signal in enumerate(classic({}).signals):
+    for place, signal in enumerate(POLICIES["classic"]({}).signals):
         points = {candidate.points[place] for decision in chosen for candidate in decision.candidates}
         assert len(points) > 1, f"{signal} says always the same"
     reasons = {eliminated.reason for decision in chosen for eliminated in decision.eliminated}
@@ -56,7 +56,7 @@ def test_the_golden_log_holds_what_it_is_there_for() -> None:
 def test_doubling_every_weight_is_noticed_though_no_order_changes() -> None:
     weights = {
         name: 2 * value
-        for name, value in classic({}).parameters.items()
+        for name, value in POLICIES["classic"]({}).parameters.items()
         if not isinstance(value, bool) and not name.endswith("_threshold_gb")
     }
     report = pretending(**weights)
@@ -65,7 +65,9 @@ def test_doubling_every_weight_is_noticed_though_no_order_changes() -> None:
     assert any("points of thermal" in difference.what for difference in report.differences)
 
 
-@pytest.mark.parametrize("name", [n for n, value in classic({}).parameters.items() if not isinstance(value, bool)])
+@pytest.mark.parametrize(
+    "name", [n for n, value in POLICIES["classic"]({}).parameters.items() if not isinstance(value, bool)]
+)
 def test_a_small_change_of_any_weight_is_noticed(name: str) -> None:
     value = getattr(ClassicParameters(), name)
     # Thresholds lie between the sizes of real models; only a large step crosses one.

@@ -7,8 +7,8 @@ import pytest
 from events.types import Capacity
 from herd.errors import SettingsError
 from herd.routing import POLICIES
-from herd.routing.classic import VERSION, classic, fingerprint
-from herd.routing.decide import DECIDING_VERSION
+from herd.routing.classic import VERSION
+from herd.routing.decide import DECIDING_VERSION, fingerprint
 from herd.routing.policy import Ask
 from herd.settings import RouterSettings
 from projections.fleet import Node, Queue
@@ -26,7 +26,7 @@ from tests.herd.fleets import (
     view,
 )
 
-CLASSIC = classic({})
+CLASSIC = POLICIES["classic"]({})
 
 
 def pair(model: str, gb: float, context: int, *, hot: bool = True) -> tuple[Node, Node]:
@@ -141,7 +141,7 @@ def test_a_machine_of_unknown_bandwidth_stands_on_the_scale_of_the_others() -> N
 
 
 def test_bandwidth_can_be_left_out_of_role_affinity() -> None:
-    policy = classic({"bandwidth_aware_scoring": False})
+    policy = POLICIES["classic"]({"bandwidth_aware_scoring": False})
     fleet = view(node("a", bandwidth=400, total=64, disk=(on_disk("m"),)))
     assert points(decided(fleet, ask("m"), policy), policy, "a")["role_affinity"] == 8.0
 
@@ -152,7 +152,7 @@ def test_bandwidth_can_be_left_out_of_role_affinity() -> None:
 )
 @pytest.mark.parametrize("scale", [1, 2])
 def test_memory_fit_has_tiers_that_scale_with_their_maximum(available: float, expected: float, scale: int) -> None:
-    policy = classic({"score_memory_fit_max": 20.0 * scale})
+    policy = POLICIES["classic"]({"score_memory_fit_max": 20.0 * scale})
     model = on_disk("m", 10 * 1024**3 / GB)
     got = points(decided(view(node("a", disk=(model,), available=available)), ask("m"), policy), policy, "a")
     assert got["memory_fit"] == expected * scale
@@ -220,7 +220,7 @@ def test_a_faster_machine_bears_more() -> None:
     decision = decided(fleet, ask("m"), CLASSIC)
     assert points(decision, CLASSIC, "fast")["queue_depth"] == -6.0  # 2 x 6 / (800 / 400)
     assert points(decision, CLASSIC, "slow")["queue_depth"] == -30.0  # 2 x 6 / 0.25, cut off
-    plain = classic({"queue_penalty_bandwidth_normalize": False})
+    plain = POLICIES["classic"]({"queue_penalty_bandwidth_normalize": False})
     assert points(decided(fleet, ask("m"), plain), plain, "fast")["queue_depth"] == -12.0
 
 
@@ -260,10 +260,10 @@ def test_a_server_is_never_worse_than_a_laptop_whose_owner_might_need_it() -> No
 
 
 def test_parameters_are_complete_and_their_hash_tells_them_apart() -> None:
-    assert classic(CLASSIC.parameters).hash == CLASSIC.hash
+    assert POLICIES["classic"](CLASSIC.parameters).hash == CLASSIC.hash
     assert len(CLASSIC.hash) == 12
     for name, value in CLASSIC.parameters.items():
-        other = classic({name: not value if isinstance(value, bool) else value + 1})
+        other = POLICIES["classic"]({name: not value if isinstance(value, bool) else value + 1})
         assert other.hash != CLASSIC.hash, name
 
 
@@ -276,7 +276,7 @@ def test_another_admission_or_another_way_with_ties_is_another_hash() -> None:
 @pytest.mark.parametrize("wrong", [{"score_model_hot": -1}, {"score_model_hot": "many"}, {"score_model_hott": 1.0}])
 def test_a_parameter_that_has_no_sense_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="score_model_hot"):
-        classic(wrong)
+        POLICIES["classic"](wrong)
 
 
 def test_every_parameter_is_a_setting_of_the_same_name_and_default() -> None:

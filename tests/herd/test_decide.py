@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.types import Capacity
+from herd.routing import POLICIES
 from herd.routing.chance import Chance
-from herd.routing.classic import classic
 from herd.routing.policy import Ask, Candidate, Ranking
 from projections.fleet import Node, Queue
 from projections.view import View
 from tests.herd.fleets import GB, GIB, ask, decided, in_memory, node, on_disk, view
 
-CLASSIC = classic({})
+CLASSIC = POLICIES["classic"]({})
 M = on_disk("m", 10 * GIB / GB)
 HOT = (in_memory("m", 10 * GIB / GB),)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.types import Capacity, Hardware, Kind, Memory, Model, Resident
-from herd.routing.classic import classic
+from herd.routing import POLICIES
 from herd.routing.context import ClassicParameters, Context
 from herd.routing.policy import Ask
 from herd.routing.signals import SIGNALS
@@ -107,6 +107,6 @@ def test_a_signal_is_explained_and_lives_in_a_file_of_its_name(name: str) -> Non
 
 def test_the_names_of_signals_are_permanent() -> None:
     """They are in every log, and users query their traces by them."""
-    assert classic({}).signals == (
+    assert POLICIES["classic"]({}).signals == (
         "thermal", "memory_fit", "queue_depth", "wait_time", "role_affinity", "availability_trend", "context_fit",
     )  # fmt: skip
