@@ -1,7 +1,7 @@
 """The HTTP edge: uvicorn's protocol for every path, and a shorter way for the few that make a model work.
 
-An ASGI exchange costs two tasks, an event, a scope and a handful of messages before anything is decided; on the
-inference paths that was a third of what a request cost (docs/decisions/0006). Here the protocol itself collects the
+An ASGI exchange costs two tasks, an event, a scope and a handful of messages before anything is decided (what that came
+to is in docs/performance.md), and it does not see all that a client may do. Here the protocol itself collects the
 body, starts one task, and is the client's end of it. It also holds what a server that faces strangers must: a limit and
 a deadline for heads and bodies, for the number of requests sent ahead, and for clients that read nothing.
 """
@@ -241,7 +241,7 @@ class Door(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._barren_bytes = 0
-        """Since the last byte of a body, or the begin of a request."""
+        """Since the last byte of a body, or the beginning of a request."""
         self._offered = False
         """The request at hand offers to go on in another protocol, which is declined."""
         self._deaf = False

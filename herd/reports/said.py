@@ -1,13 +1,18 @@
 """Two kinds of agents say the same in two ways; what the log hears is in one."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from events.types import Engine, Model, Resident
 from herd.reports.place import engine_url
 from herd.wire import heartbeat as wire
 from herd.wire.heartbeat import Heartbeat
 from projections.fleet import Node, canonical
+
+F = TypeVar("F", Model, Resident)
 
 GIB = 1 << 30
 
@@ -36,41 +41,14 @@ def in_our_words(beat: Heartbeat, node: Node, source_ip: str) -> Said:
         parallel=engine.parallel,
         loaded_max=engine.loaded_max,
         up=engine.up,
-        models=None if engine.models is None else tuple(_model(model) for model in engine.models),
-        loaded=None if engine.loaded is None else tuple(_resident(model) for model in engine.loaded),
+        models=None if engine.models is None else _facts(engine.models, Model),
+        loaded=None if engine.loaded is None else _facts(engine.loaded, Resident),
     )
 
 
-def _model(model: wire.Model) -> Model:
-    return Model(
-        name=model.name,
-        size_bytes=model.size_bytes,
-        digest=model.digest,
-        modified_at=model.modified_at,
-        format=model.format,
-        family=model.family,
-        families=model.families,
-        parent_model=model.parent_model,
-        parameter_size=model.parameter_size,
-        quantization=model.quantization,
-        context_length=model.context_length,
-        embedding_length=model.embedding_length,
-        capabilities=model.capabilities,
-    )
-
-
-def _resident(model: wire.Loaded) -> Resident:
-    return Resident(
-        name=model.name,
-        size_bytes=model.size_bytes,
-        size_vram_bytes=model.size_vram_bytes,
-        context_length=model.context_length,
-        expires_at=model.expires_at,
-        digest=model.digest,
-        parameter_size=model.parameter_size,
-        quantization=model.quantization,
-        family=model.family,
-    )
+def _facts(said: Sequence[msgspec.Struct], kind: type[F]) -> tuple[F, ...]:
+    """Return what an agent lists as parts of events, which have the fields that our heartbeat has."""
+    return tuple(kind(**asdict(each)) for each in said)
 
 
 def _said_by_peer(ollama: wire.PeerOllama, node: Node, url: str) -> Said:

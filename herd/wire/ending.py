@@ -1,5 +1,6 @@
 """How an answer ended is written in its last bytes; watching for them must cost nothing while the others pass."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from events.types import Dialect as DialectName
@@ -81,7 +82,7 @@ class Watch:
         return read(self._kind, value) or Ending()
 
 
-class _Keeper:
+class _Keeper(ABC):
     """Keeps what may hold the end. A chunk costs little here, because each token of each answer is one."""
 
     __slots__ = ("_chunks", "_size", "last", "seen")
@@ -95,8 +96,8 @@ class _Keeper:
         self.last: int = NEWLINE
         """The last byte."""
 
-    def feed(self, chunk: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def feed(self, chunk: bytes) -> None: ...
 
     def value(self) -> bytes:
         return b"".join(self._chunks)
