@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree: each with an HTTP status, a code for scripts, and a hint for the operator.
+"""Everything that can go wrong, as one tree: each with an HTTP status, and a hint for the operator.
 
 HerdError
 ├── BadRequest            400  the client's body cannot be understood
@@ -28,7 +28,6 @@ class HerdError(Exception):
     """The base of all errors that Herd raises on purpose."""
 
     status: int = HTTPStatus.INTERNAL_SERVER_ERROR
-    code: str = "internal_error"
     outcome: Literal["rejected", "expired", "failed", "abandoned"] = "failed"
     """How a request that ends with this error is counted in the log."""
 
@@ -47,7 +46,6 @@ class BadRequest(HerdError):
     """The client's request cannot be understood."""
 
     status = HTTPStatus.BAD_REQUEST
-    code = "invalid_request"
     outcome = "rejected"
 
 
@@ -55,7 +53,6 @@ class TooLarge(HerdError):
     """The client's body is larger than the router takes."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    code = "too_large"
     outcome = "rejected"
 
     def __init__(self, limit: int) -> None:
@@ -66,21 +63,17 @@ class NotFound(HerdError):
     """What the client asked for does not exist."""
 
     status = HTTPStatus.NOT_FOUND
-    code = "not_found"
     outcome = "rejected"
 
 
 class ModelNotFound(NotFound):
     """No node, online or not, has the model."""
 
-    code = "model_not_found"
-
 
 class Unavailable(HerdError):
     """It exists, but cannot be had now."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "unavailable"
     outcome = "rejected"
     retry_after_s: int = 2
 
@@ -88,13 +81,9 @@ class Unavailable(HerdError):
 class NoNodeAvailable(Unavailable):
     """Every node that could serve is away, broken or full."""
 
-    code = "no_node_available"
-
 
 class QueueFull(Unavailable):
     """Too many requests wait already. The text is Ollama's own (two spaces included), because clients match on it."""
-
-    code = "queue_full"
 
     def __init__(self) -> None:
         super().__init__(
@@ -106,7 +95,6 @@ class QueueFull(Unavailable):
 class QueueTimeout(Unavailable):
     """A request waited for a slot as long as it may."""
 
-    code = "queue_timeout"
     outcome = "expired"
 
     def __init__(self, waited_s: float) -> None:
@@ -119,13 +107,10 @@ class QueueTimeout(Unavailable):
 class Overloaded(Unavailable):
     """The router itself has no more memory or descriptors to give; no node is to blame."""
 
-    code = "overloaded"
-
 
 class Stopping(Unavailable):
     """The router stops, and the time that it gives running requests is over."""
 
-    code = "stopping"
     outcome = "abandoned"
 
     def __init__(self) -> None:
@@ -136,7 +121,6 @@ class RouterLoop(HerdError):
     """A request came back to the router that sent it out."""
 
     status = HTTPStatus.LOOP_DETECTED
-    code = "router_loop"
     outcome = "rejected"
 
     def __init__(self) -> None:
@@ -150,14 +134,11 @@ class UpstreamError(HerdError):
     """A node failed us; `cause` is the word that the log records."""
 
     status = HTTPStatus.BAD_GATEWAY
-    code = "upstream_error"
     cause = "error"
 
 
 class NodeUnreachable(UpstreamError):
     """The node refused the connection, broke it off, or spoke no HTTP. `cause`: connect, reset or protocol."""
-
-    code = "node_unreachable"
 
     def __init__(self, message: str, *, cause: str = "connect") -> None:
         super().__init__(message)
@@ -168,14 +149,12 @@ class NodeTimeout(UpstreamError):
     """The node accepted the request and did not answer in time."""
 
     status = HTTPStatus.GATEWAY_TIMEOUT
-    code = "node_timeout"
     cause = "timeout"
 
 
 class NodeAnswered(UpstreamError):
     """The node answered with an HTTP error before the first byte of an answer; status and body are the node's."""
 
-    code = "node_answered"
     cause = "status"
 
     def __init__(self, status: int, body: bytes, content_type: str) -> None:
@@ -188,10 +167,6 @@ class NodeAnswered(UpstreamError):
 class SettingsError(HerdError):
     """A setting has no sense; the message names it and where it came from."""
 
-    code = "bad_setting"
-
 
 class StartupError(HerdError):
     """The program cannot start. The message says why, the hint what to do."""
-
-    code = "cannot_start"

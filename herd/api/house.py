@@ -34,7 +34,7 @@ def house(shared: Shared) -> Litestar:
 
     return Litestar(
         route_handlers=list(HANDLERS),
-        state=State({"shared": shared, "core": shared.core}),
+        state=State({"shared": shared}),
         exception_handlers={
             HerdError: _herd_error,
             HTTPException: _http_error,

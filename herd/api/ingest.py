@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -12,15 +12,14 @@ from litestar import Request, Response, post
 
 from events.store import StoreError
 from events.types import NodeDrainRequested, NodeJoined
-from herd.reports.moves import Moves
+from herd.api.hearing import Hearing
+from herd.api.state import Shared
+from herd.core import Core
 from herd.reports.news import events_of
 from herd.reports.place import engine_url, means_one_of
 from herd.wire import heartbeat as wire
 from herd.wire.heartbeat import Answer, BadHeartbeat, Heartbeat
 from projections.fleet import Fleet, Node
-
-if TYPE_CHECKING:
-    from herd.core import Core
 
 logger = logging.getLogger(__name__)
 
@@ -33,31 +32,12 @@ NODES_MAX = 1024
 #: How long an agent that drains or leaves waits until the log has it on disk, seconds.
 DURABLE_MAX_S = 1.0
 
-#: How many warnings are remembered as given. Names come from the network, and must not fill the memory.
-WARNED_MAX = 1000
-
-
-class Hearing(msgspec.Struct, frozen=True, kw_only=True):
-    """What the router remembers of the reports that it heard, apart from what they say."""
-
-    moves: Moves = msgspec.field(default_factory=Moves)
-    warned: set[tuple[str, str]] = msgspec.field(default_factory=set[tuple[str, str]])
-
-    def warn_once(self, who: str, cause: str, text: str, *arguments: object, node_id: str | None = None) -> None:
-        """Log a warning only the first time that a cause concerns `who`: agents repeat each mistake in every report."""
-        if (who, cause) in self.warned:
-            return
-        if len(self.warned) >= WARNED_MAX:
-            self.warned.clear()
-        self.warned.add((who, cause))
-        logger.warning(text, *arguments, extra={"node_id": node_id})
-
 
 @post("/heartbeat", status_code=200, request_max_body_size=BODY_MAX_BYTES)
 async def heartbeat(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Take an agent's report; answer with the node's standing and the work that it still has."""
-    core: Core = request.app.state.core
-    hearing: Hearing = request.app.state.setdefault("hearing", Hearing())
+    shared = Shared.of(request.app)
+    core, hearing = shared.core, shared.hearing
     source_ip = request.client.host if request.client is not None else ""
     try:
         beat = wire.parse(await request.body())
@@ -74,7 +54,7 @@ async def heartbeat(request: Request[Any, Any, Any]) -> Response[bytes]:
 HANDLERS = (heartbeat,)
 
 
-async def _take(beat: Heartbeat, source_ip: str, node: Node | None, core: "Core", hearing: Hearing) -> Answer:
+async def _take(beat: Heartbeat, source_ip: str, node: Node | None, core: Core, hearing: Hearing) -> Answer:
     """Record what is new in a report. `node` is what the view knew of its sender before."""
     now = core.store.stamp()
     farewell = 0
@@ -139,7 +119,7 @@ def _refuse_more_than_fit(beat: Heartbeat, fleet: Fleet) -> None:
     )
 
 
-async def _durable(core: "Core", seq: int, node: str) -> None:
+async def _durable(core: Core, seq: int, node: str) -> None:
     """Wait until a farewell is stored, but not long: an agent that stops must not hang because a disk does."""
     try:
         async with asyncio.timeout(DURABLE_MAX_S):

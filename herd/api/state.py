@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from litestar import Litestar, Request
 
+from herd.api.hearing import Hearing
 from herd.core import Core
 from herd.settings import Loaded, RouterSettings
 from projections.tables import TraceTable
@@ -18,6 +19,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     core: Core
     settings: Loaded[RouterSettings]
     traces: TraceTable
+    hearing: Hearing = msgspec.field(default_factory=Hearing)
 
     @classmethod
     def of(cls, app: Litestar) -> "Shared":

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from typing import Any, cast
 
 import pytest
 from litestar import Litestar
@@ -14,6 +15,8 @@ from events.recorded import Recorded
 from events.store import StoreUnavailable
 from events.types import Engine, Event, Hardware, NodeJoined, RequestDispatched, RequestEnqueued, RequestReceived
 from herd.api.ingest import HANDLERS, NODES_MAX
+from herd.api.state import Shared
+from herd.core import Core
 from projections.view import VIEW, View
 from tests.herd.test_heartbeat import body
 
@@ -61,7 +64,9 @@ def make_client(core: FakeCore) -> TestClient[Litestar]:
 
 
 def app(core: FakeCore) -> Litestar:
-    return Litestar(route_handlers=list(HANDLERS), state=State({"core": core}), openapi_config=None)
+    nothing: Any = None
+    shared = Shared(core=cast("Core", core), settings=nothing, traces=nothing)
+    return Litestar(route_handlers=list(HANDLERS), state=State({"shared": shared}), openapi_config=None)
 
 
 def test_a_report_is_taken(client: TestClient[Litestar], core: FakeCore) -> None:
